@@ -1,0 +1,192 @@
+"""Configuration of RNNSent models. This file travels with every checkpoint and imports transformers alone."""
+
+import os
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Every saved config lists every Auto class, so that one directory serves them all without the package installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_rnnsent.RNNSentConfig",
+    "AutoModel": "modeling_rnnsent.RNNSentModel",
+    "AutoModelForSequenceClassification": "modeling_rnnsent.RNNSentForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_rnnsent.RNNSentForTokenClassification",
+    "AutoModelForCausalLM": "modeling_rnnsent.RNNSentForCausalLM",
+}
+
+_SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers")
+_DROPOUTS = ("word_dropout", "embedding_dropout", "hidden_dropout", "weight_dropout", "classifier_dropout")
+
+
+@strict
+class RNNSentConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`RNNSentModel`]: an embedding, stacked recurrent layers, a pooling and a small head, as in
+    chapter 15 of "Machine Learning with PyTorch and Scikit-Learn" (Raschka, Liu, Mirjalili, 2022).
+
+    Args:
+        vocab_size (`int`, *optional*, defaults to 30000):
+            Number of tokens in the vocabulary.
+        embedding_size (`int`, *optional*, defaults to 128):
+            Size of a token's embedding. Unused with `input_encoding="one_hot"`.
+        hidden_size (`int`, *optional*, defaults to 128):
+            Size of the hidden state of one direction of a recurrent layer.
+        num_hidden_layers (`int`, *optional*, defaults to 1):
+            Number of stacked recurrent layers.
+        cell_type (`str`, *optional*, defaults to `"lstm"`):
+            Recurrent cell: `"rnn"` (Elman), `"lstm"` or `"gru"`, each as `torch.nn` defines it.
+        nonlinearity (`str`, *optional*, defaults to `"tanh"`):
+            Activation of the `"rnn"` cell, `"tanh"` or `"relu"`. The other cells have their own.
+        recurrence (`str`, *optional*, defaults to `"hidden"`):
+            What a layer feeds back: `"hidden"`, its hidden state, or `"output"` (for `cell_type="rnn"`):
+            h_t = f(W_xh x_t + W_oh o_(t-1) + b_h), o_t = f(W_ho h_t + b_o), whose layer output is o_t.
+        bidirectional (`bool`, *optional*, defaults to `False`):
+            Whether a second set of weights reads each sequence from its end.
+        merge_mode (`str`, *optional*, defaults to `"concat"`):
+            How the two directions become one output after every layer: `"concat"`, `"sum"`, `"mul"` or `"mean"`.
+        pooling (`str`, *optional*, defaults to `"last"`):
+            How token states become one vector: `"last"` (each direction's final state, merged), `"max"`, `"mean"`,
+            `"max_mean"` (both, concatenated) or `"attention"` (Yang et al., 2016). Padding never takes part.
+        input_encoding (`str`, *optional*, defaults to `"embedding"`):
+            `"embedding"`, or `"one_hot"`: the first layer reads one-hot vectors of size `vocab_size`.
+        classifier_hidden_size (`int`, *optional*, defaults to 0):
+            Units of a ReLU layer before the classifier's output layer; 0 for no such layer.
+        classifier_head (`str`, *optional*, defaults to `"softmax"`):
+            `"softmax"`: one output unit a label. `"sigmoid"`: one unit for two classes, whose logit z stands for the
+            logits `[0, z]`; the loss is then binary cross-entropy.
+        word_dropout (`float`, *optional*, defaults to 0.0):
+            Probability in training that a token's whole embedding is set to zero.
+        embedding_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability of the elements of the embeddings.
+        hidden_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability between recurrent layers.
+        weight_dropout (`float`, *optional*, defaults to 0.0):
+            DropConnect probability of the recurrent weights (Merity et al., 2018).
+        classifier_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability before each linear layer of the head.
+        initializer_range (`float`, *optional*, defaults to 1.0):
+            Standard deviation of the embeddings at the start; 1.0 is `torch.nn.Embedding`'s own. Other weights start
+            as in `torch.nn`.
+        pad_token_id (`int`, *optional*, defaults to 0):
+            Id of the padding token, any id of the vocabulary. Its embedding starts at zero and is not trained.
+        bos_token_id (`int`, *optional*):
+            Id of the token that starts a generated text.
+        eos_token_id (`int` or `list[int]`, *optional*):
+            Id of the token, or tokens, that end a generated text.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the language model's output layer shares the embedding's weights; needs `embedding_size` equal to
+            the size of the layer output.
+
+    Raises:
+        ValueError: (as `huggingface_hub`'s `StrictDataclassError`, with the field, the value and what is allowed)
+            where a field has a value that it cannot have, alone or beside the others.
+
+    Example:
+
+    ```python
+    >>> from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+
+    >>> config = RNNSentConfig(vocab_size=1000, embedding_size=20, hidden_size=64, classifier_head="sigmoid")
+    >>> model = RNNSentForSequenceClassification(config)
+    ```"""
+
+    model_type = "rnnsent"
+    keys_to_ignore_at_inference = ["state"]
+
+    vocab_size: int = 30000
+    embedding_size: int = 128
+    hidden_size: int = 128
+    num_hidden_layers: int = 1
+    cell_type: Literal["rnn", "lstm", "gru"] = "lstm"
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    recurrence: Literal["hidden", "output"] = "hidden"
+    bidirectional: bool = False
+    merge_mode: Literal["concat", "sum", "mul", "mean"] = "concat"
+    pooling: Literal["last", "max", "mean", "max_mean", "attention"] = "last"
+    input_encoding: Literal["embedding", "one_hot"] = "embedding"
+    classifier_hidden_size: int = 0
+    classifier_head: Literal["softmax", "sigmoid"] = "softmax"
+    word_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    weight_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.0
+    initializer_range: float | int = 1.0
+    pad_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+
+    @property
+    def output_size(self) -> int:
+        """Size of a recurrent layer's output: `hidden_size`, or twice that where two directions are concatenated."""
+        return self.hidden_size * (2 if self.bidirectional and self.merge_mode == "concat" else 1)
+
+    def validate_sizes(self):
+        """Part of `@strict` validation: sizes are positive, `pad_token_id` is an id of the vocabulary."""
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {getattr(self, name)}.")
+        if self.classifier_hidden_size < 0:
+            raise ValueError(f"`classifier_hidden_size` must be 0 or more, got {self.classifier_hidden_size}.")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"`pad_token_id` must be an id of the vocabulary, 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
+            )
+
+    def validate_probabilities(self):
+        """Part of `@strict` validation: dropouts lie in [0, 1), the initializer's deviation is finite."""
+        for name in _DROPOUTS:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+        if not 0 <= self.initializer_range < float("inf"):
+            raise ValueError(f"`initializer_range` must be finite and not negative, got {self.initializer_range}.")
+
+    def validate_combinations(self):
+        """Part of `@strict` validation: no field is set that another one makes meaningless."""
+        if self.recurrence == "output" and self.cell_type != "rnn":
+            raise ValueError(f'`recurrence="output"` needs `cell_type="rnn"`, got cell_type="{self.cell_type}".')
+        if self.nonlinearity != "tanh" and self.cell_type != "rnn":
+            raise ValueError(
+                f'`nonlinearity="{self.nonlinearity}"` needs `cell_type="rnn"`, got cell_type="{self.cell_type}".'
+            )
+        if self.hidden_dropout > 0 and self.num_hidden_layers == 1:
+            raise ValueError(
+                f"`hidden_dropout` acts between recurrent layers and needs `num_hidden_layers` of at least 2, got "
+                f"hidden_dropout={self.hidden_dropout} with num_hidden_layers=1."
+            )
+        if self.input_encoding == "one_hot":
+            for name in ("word_dropout", "embedding_dropout", "tie_word_embeddings"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f'`{name}` acts on embeddings and must be 0 with `input_encoding="one_hot"`, '
+                        f"got {getattr(self, name)}."
+                    )
+        if self.tie_word_embeddings and self.embedding_size != self.output_size:
+            raise ValueError(
+                f"`tie_word_embeddings` needs `embedding_size` equal to the layer output's size {self.output_size}, "
+                f"got {self.embedding_size}."
+            )
+
+    def validate_classifier_head(self):
+        """Part of `@strict` validation: the one-unit sigmoid head serves two classes, one label a text."""
+        if self.classifier_head == "sigmoid" and (
+            self.num_labels != 2 or self.problem_type not in (None, "single_label_classification")
+        ):
+            raise ValueError(
+                '`classifier_head="sigmoid"` is one unit for two classes: it needs `num_labels=2` and `problem_type` '
+                f'None or "single_label_classification", got num_labels={self.num_labels}, '
+                f"problem_type={self.problem_type!r}."
+            )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        # Set here and not at construction: whoever loads a config from a Hub repository and saves it again writes the
+        # code files beside it, and must not go on pointing at that repository.
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+RNNSentConfig.register_for_auto_class()
+
+__all__ = ["RNNSentConfig"]

@@ -1,0 +1,573 @@
+"""RNNSent models: embedding, stacked recurrent layers, pooling and a head. This file travels with every checkpoint."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
+from transformers.utils import can_return_tuple, is_tracing, logging
+
+from .configuration_rnnsent import RNNSentConfig
+from .recurrence_rnnsent import RNNSentRecurrence, merge_directions, sequence_mask
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class RNNSentModelOutput(ModelOutput):
+    """
+    Output of [`RNNSentModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, output_size)`):
+            Output of the last recurrent layer for every token, zero at padding.
+        pooler_output (`torch.FloatTensor` of shape `(batch_size, pooled_size)`, *optional*):
+            One vector a text, by `config.pooling`; twice `output_size` long for `"max_mean"`.
+        state (`tuple[torch.FloatTensor]`, *optional*, returned with `use_cache=True`):
+            Final state `(h_n,)`, or `(h_n, c_n)` for an LSTM, each of shape `(num_hidden_layers * num_directions,
+            batch_size, hidden_size)` and at each text's own end. Pass it back as `state` to read on.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
+            The embeddings and the output of every recurrent layer.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    state: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class RNNSentClassifierOutput(ModelOutput):
+    """
+    Output of [`RNNSentForSequenceClassification`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
+            Cross-entropy, binary cross-entropy over labels or mean squared error, by `config.problem_type`.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            Scores before softmax (or sigmoid, for multi-label). The one-unit sigmoid head gives `[0, z]`.
+        state (`tuple[torch.FloatTensor]`, *optional*, returned with `use_cache=True`):
+            Final state, as in [`RNNSentModelOutput`].
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
+            The embeddings and the output of every recurrent layer.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    state: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class RNNSentCausalLMOutput(ModelOutput):
+    """
+    Output of [`RNNSentForCausalLM`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
+            Cross-entropy of the next token.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
+            Scores of the next token before softmax.
+        state (`tuple[torch.FloatTensor]`, *optional*, returned with `use_cache=True`):
+            Final state, as in [`RNNSentModelOutput`].
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
+            The embeddings and the output of every recurrent layer.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    state: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class RNNSentPooler(nn.Module):
+    """
+    One vector a text from its tokens' states, by `config.pooling`. A text of no tokens gives zeros (or, for `"last"`,
+    the initial state).
+
+    Attention is that of Yang et al., "Hierarchical Attention Networks" (2016): weights softmax(u . tanh(W h_t + b)).
+    """
+
+    def __init__(self, config: RNNSentConfig):
+        super().__init__()
+        self.pooling = config.pooling
+        self.merge_mode = config.merge_mode
+        self.num_directions = 2 if config.bidirectional else 1
+        if self.pooling == "attention":
+            self.attention = nn.Linear(config.output_size, config.output_size)
+            self.context = nn.Linear(config.output_size, 1, bias=False)
+
+    def forward(self, hidden_states: Tensor, final_hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, output_size)`):
+                States, zero at padding.
+            final_hidden (`torch.FloatTensor` of shape `(num_layers * num_directions, batch_size, hidden_size)`):
+                Final hidden states.
+            mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                True at tokens. None: everywhere.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, pooled_size)`.
+        """
+        if self.pooling == "last":
+            if self.num_directions == 1:
+                return final_hidden[-1]
+            return merge_directions(final_hidden[-2], final_hidden[-1], self.merge_mode)
+        if hidden_states.shape[1] == 0:
+            repeats = 2 if self.pooling == "max_mean" else 1
+            return hidden_states.new_zeros(hidden_states.shape[0], repeats * hidden_states.shape[2])
+        if self.pooling == "max":
+            return self._max(hidden_states, mask)
+        if self.pooling == "mean":
+            return self._mean(hidden_states, mask)
+        if self.pooling == "max_mean":
+            return torch.cat((self._max(hidden_states, mask), self._mean(hidden_states, mask)), dim=-1)
+        scores = self.context(torch.tanh(self.attention(hidden_states)))
+        if mask is not None:
+            # The lowest finite score and not -inf, so that a text of no tokens averages its zeros instead of NaN.
+            scores = scores.masked_fill(~mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
+        return (scores.softmax(dim=1) * hidden_states).sum(dim=1)
+
+    @staticmethod
+    def _max(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return hidden_states.amax(dim=1)
+        lowest = torch.finfo(hidden_states.dtype).min
+        pooled = hidden_states.masked_fill(~mask.unsqueeze(-1), lowest).amax(dim=1)
+        return pooled.masked_fill(~mask.any(dim=1, keepdim=True), 0)
+
+    @staticmethod
+    def _mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return hidden_states.mean(dim=1)
+        return hidden_states.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_states.dtype)
+
+
+class RNNSentClassificationHead(nn.Module):
+    """Dropout and a linear layer, or with `classifier_hidden_size` dropout, linear, ReLU, dropout, linear."""
+
+    def __init__(self, config: RNNSentConfig, input_size: int):
+        super().__init__()
+        config.validate_classifier_head()  # `num_labels` and `problem_type` may have been set since the config was made
+        self.is_sigmoid = config.classifier_head == "sigmoid"
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dense = nn.Linear(input_size, config.classifier_hidden_size) if config.classifier_hidden_size else None
+        self.out_proj = nn.Linear(
+            config.classifier_hidden_size or input_size, 1 if self.is_sigmoid else config.num_labels
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `(..., input_size)` to logits `(..., num_labels)`."""
+        features = self.dropout(features)
+        if self.dense is not None:
+            features = self.dropout(torch.relu(self.dense(features)))
+        logits = self.out_proj(features)
+        # Softmax over [0, z] is (1 - sigmoid(z), sigmoid(z)), and its cross-entropy is the binary one.
+        return F.pad(logits, (1, 0)) if self.is_sigmoid else logits
+
+
+class RNNSentPreTrainedModel(PreTrainedModel):
+    """Weight initialization, saving and loading of RNNSent models."""
+
+    config_class = RNNSentConfig
+    base_model_prefix = "rnnsent"
+    input_modalities = ("text",)
+    # A recurrent layer is one kernel call whose activations cannot be dropped and computed again step by step.
+    supports_gradient_checkpointing = False
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Starts every layer as `torch.nn` starts it; embeddings from N(0, `initializer_range`), padding's at zero."""
+        if isinstance(module, RNNSentRecurrence):
+            bound = module.hidden_size**-0.5
+            for parameter in module.parameters(recurse=False):
+                init.uniform_(parameter, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        if self.config.input_encoding == "one_hot" and new_num_tokens is not None:
+            raise ValueError(
+                f'`resize_token_embeddings({new_num_tokens})`: `input_encoding="one_hot"` has no embedding to resize; '
+                f"its first layer reads exactly {self.config.vocab_size} ids."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
+
+class RNNSentModel(RNNSentPreTrainedModel):
+    """
+    Embedding, stacked recurrent layers and pooling, without a head.
+
+    Args:
+        config ([`RNNSentConfig`]): Configuration.
+        add_pooling_layer (`bool`, *optional*, defaults to `True`): Whether `pooler_output` is computed.
+    """
+
+    def __init__(self, config: RNNSentConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = None
+        if config.input_encoding == "embedding":
+            self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.recurrence = RNNSentRecurrence(
+            input_size=config.vocab_size if self.embeddings is None else config.embedding_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            cell_type=config.cell_type,
+            nonlinearity=config.nonlinearity,
+            recurrence=config.recurrence,
+            bidirectional=config.bidirectional,
+            merge_mode=config.merge_mode,
+            hidden_dropout=config.hidden_dropout,
+            weight_dropout=config.weight_dropout,
+        )
+        self.pooler = RNNSentPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding | None:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        use_cache: bool = True,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> RNNSentModelOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Token ids. One of `input_ids` and `inputs_embeds` is needed.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 at tokens, 0 at padding. Padding may stand anywhere in eager mode and is skipped; a traced or
+                exported graph takes right padding. None: there is no padding.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_size)`, *optional*):
+                Embeddings instead of ids (vectors of size `vocab_size` with `input_encoding="one_hot"`).
+            state (`tuple[torch.FloatTensor]`, *optional*):
+                Initial state, as returned. None: zeros.
+            use_cache (`bool`, *optional*, defaults to `True`):
+                Whether the final state is returned.
+            output_hidden_states (`bool`, *optional*):
+                Whether the embeddings and every layer's output are returned.
+
+        Returns:
+            [`RNNSentModelOutput`], or a tuple of its values with `return_dict=False`.
+
+        Raises:
+            ValueError: where the inputs do not fit together.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        inputs = self._embed(input_ids, inputs_embeds)
+        batch_size, sequence_length = inputs.shape[:2]
+        self._check_state(state, batch_size)
+        if input_ids is not None and sequence_length > 0:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        mask, lengths, order = self._read_mask(attention_mask, inputs)
+
+        embeddings = inputs
+        if order is not None:
+            inputs = inputs.take_along_dim(order if inputs.dim() == 2 else order.unsqueeze(-1), dim=1)
+        outputs, final_hidden, final_state = self.recurrence(inputs, lengths, state, return_state=use_cache)
+        if order is not None:
+            places = order.argsort(dim=1).unsqueeze(-1)
+            outputs = [output.take_along_dim(places, dim=1) for output in outputs]
+
+        pooled = self.pooler(outputs[-1], final_hidden, mask) if self.pooler is not None else None
+        hidden_states = None
+        if output_hidden_states:
+            if not embeddings.is_floating_point():
+                embeddings = F.one_hot(embeddings, self.config.vocab_size).to(outputs[-1].dtype)
+            hidden_states = (embeddings, *outputs)
+        return RNNSentModelOutput(
+            last_hidden_state=outputs[-1], pooler_output=pooled, state=final_state, hidden_states=hidden_states
+        )
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """What the recurrence reads: vectors `(batch, time, size)`, or for one-hot encoding the ids `(batch, time)`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            if input_ids.dim() != 2:
+                raise ValueError(
+                    f"`input_ids` must be of shape (batch_size, sequence_length), got {tuple(input_ids.shape)}."
+                )
+            input_ids = input_ids.long()  # a tokenizer makes floats of a batch of empty texts
+            if self.embeddings is None:
+                return input_ids
+            inputs_embeds = self.embeddings(input_ids)
+        elif inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.recurrence.input_size:
+            raise ValueError(
+                f"`inputs_embeds` must be of shape (batch_size, sequence_length, {self.recurrence.input_size}), got "
+                f"{tuple(inputs_embeds.shape)}."
+            )
+        if self.training and self.config.word_dropout > 0:
+            kept = inputs_embeds.new_ones(*inputs_embeds.shape[:2], 1)
+            inputs_embeds = inputs_embeds * F.dropout(kept, self.config.word_dropout)
+        return self.dropout(inputs_embeds)
+
+    def _check_state(self, state: tuple[Tensor, ...] | None, batch_size: int):
+        if state is None:
+            return
+        num_parts = 2 if self.config.cell_type == "lstm" else 1
+        shape = (self.recurrence.num_layers * self.recurrence.num_directions, batch_size, self.config.hidden_size)
+        if len(state) != num_parts or any(tuple(part.shape) != shape for part in state):
+            raise ValueError(
+                f"`state` must be a tuple of {num_parts} tensors of shape {shape}, got shapes "
+                f"{[tuple(part.shape) for part in state]}."
+            )
+
+    def _read_mask(
+        self, attention_mask: Tensor | None, inputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """
+        The mask as booleans, every text's length, and, where padding is not all on the right, the order `(batch, time)`
+        that brings each text's tokens to the front. None for what there is no need of.
+        """
+        if attention_mask is None:
+            return None, None, None
+        if attention_mask.shape != inputs.shape[:2]:
+            raise ValueError(
+                f"`attention_mask` must be of shape {tuple(inputs.shape[:2])} as the input, got "
+                f"{tuple(attention_mask.shape)}."
+            )
+        mask = attention_mask.to(inputs.device).bool()
+        # torch.compile can leave its graph to look at the mask; tracing and exporting cannot.
+        if is_tracing(mask) and (torch.compiler.is_exporting() or not torch.compiler.is_compiling()):
+            logger.warning_once("A traced or exported RNNSent graph takes right-padded batches only.")
+            return mask, mask.sum(dim=1), None
+        if mask.all():
+            return None, None, None
+        lengths = mask.sum(dim=1)
+        if torch.equal(mask, sequence_mask(lengths, mask.shape[1])):
+            return mask, lengths, None
+        return mask, lengths, mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+
+
+class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
+    """
+    A text's class, classes or value: [`RNNSentModel`], its pooling and a [`RNNSentClassificationHead`].
+
+    Args:
+        config ([`RNNSentConfig`]): Configuration; `num_labels` and `problem_type` shape the head and the loss.
+    """
+
+    def __init__(self, config: RNNSentConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.rnnsent = RNNSentModel(config)
+        self.classifier = RNNSentClassificationHead(config, config.output_size * (1 + (config.pooling == "max_mean")))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> RNNSentClassifierOutput:
+        """
+        Args:
+            labels (`torch.Tensor` of shape `(batch_size,)` or, for multi-label, `(batch_size, num_labels)`, *optional*):
+                Class indices; floats 0 and 1 for multi-label; values for regression.
+            use_cache (`bool`, *optional*, defaults to `False`):
+                Whether the final state is returned.
+
+        The other arguments are those of [`RNNSentModel.forward`].
+
+        Returns:
+            [`RNNSentClassifierOutput`], or a tuple of its values with `return_dict=False`.
+        """
+        outputs = self.rnnsent(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            state=state,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return RNNSentClassifierOutput(
+            loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states
+        )
+
+
+class RNNSentForTokenClassification(RNNSentPreTrainedModel):
+    """
+    A class for every token (many-to-many): [`RNNSentModel`] without pooling and a [`RNNSentClassificationHead`].
+
+    Args:
+        config ([`RNNSentConfig`]): Configuration; `num_labels` shapes the head.
+    """
+
+    def __init__(self, config: RNNSentConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.rnnsent = RNNSentModel(config, add_pooling_layer=False)
+        self.classifier = RNNSentClassificationHead(config, config.output_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Class indices; -100 where a token does not count, as at padding.
+
+        The other arguments are those of [`RNNSentModel.forward`].
+
+        Returns:
+            [`~transformers.modeling_outputs.TokenClassifierOutput`] with `logits` of shape `(batch_size,
+            sequence_length, num_labels)`, or a tuple of its values with `return_dict=False`.
+        """
+        outputs = self.rnnsent(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            state=state,
+            use_cache=False,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = self.loss_function(logits, labels, self.config, **kwargs) if labels is not None else None
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
+    """
+    The next token after every token (many-to-many) and, with `generate`, text from a start (one-to-many).
+
+    The state carries the past: a new token costs one step, however long the text before it.
+
+    Args:
+        config ([`RNNSentConfig`]): Configuration, of one direction.
+
+    Raises:
+        ValueError: for a bidirectional config, whose backward direction would have read the token to be predicted.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "rnnsent.embeddings.weight"}
+
+    def __init__(self, config: RNNSentConfig):
+        super().__init__(config)
+        if config.bidirectional:
+            raise ValueError(
+                "RNNSentForCausalLM needs `bidirectional=False`, got True: reading from the end, a layer has seen the "
+                "token to be predicted."
+            )
+        self.rnnsent = RNNSentModel(config, add_pooling_layer=False)
+        self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear):
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool = True,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> RNNSentCausalLMOutput:
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The `input_ids` themselves: the model shifts them. -100 where a token does not count, as at padding.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Compute logits for this many last tokens (0: for all), or for the positions given.
+
+        The other arguments are those of [`RNNSentModel.forward`].
+
+        Returns:
+            [`RNNSentCausalLMOutput`], or a tuple of its values with `return_dict=False`.
+        """
+        outputs = self.rnnsent(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            state=state,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return RNNSentCausalLMOutput(loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> dict:
+        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        if attention_mask is not None and inputs.get("input_ids") is not None:
+            inputs["attention_mask"] = attention_mask[:, -inputs["input_ids"].shape[1] :]
+        return inputs
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the past is `state`, not keys and values
+
+    @staticmethod
+    def _reorder_cache(state: tuple[Tensor, ...], beam_idx: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.index_select(1, beam_idx.to(part.device)) for part in state)
+
+
+RNNSentModel.register_for_auto_class("AutoModel")
+RNNSentForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+RNNSentForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+RNNSentForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = [
+    "RNNSentForCausalLM",
+    "RNNSentForSequenceClassification",
+    "RNNSentForTokenClassification",
+    "RNNSentModel",
+    "RNNSentPreTrainedModel",
+]
