@@ -24,8 +24,6 @@ AutoModelForSequenceClassification.register(RNNSentConfig, RNNSentForSequenceCla
 AutoModelForTokenClassification.register(RNNSentConfig, RNNSentForTokenClassification)
 AutoModelForCausalLM.register(RNNSentConfig, RNNSentForCausalLM)
 
-__version__ = "0.1.0"
-
 __all__ = [
     "RNNSentConfig",
     "RNNSentForCausalLM",

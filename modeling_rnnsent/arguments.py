@@ -1,6 +1,5 @@
 """What a run is made of, as dataclasses, and the recipe files and flags that fill them in."""
 
-import dataclasses
 import difflib
 import json
 import re
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -99,6 +99,10 @@ DATA_SOURCE_FIELDS = (
 class RNNSentTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` and what a run needs beside them."""
 
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available,
+        metadata={"help": "Whether batches are laid in pinned memory. Default: where there is a GPU to copy them to."},
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace the run that `output_dir` holds. Without it, such a run is kept."}
     )
@@ -168,25 +172,27 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Every setting as a recipe that gives this run again: all that differs from its default, and the seeds."""
-        always = {"seed", "split_seed", "validation_size", "test_size", "learning_rate", "optim"}
+        defaults = (ModelArguments(), DataArguments(), RNNSentTrainingArguments(output_dir=self.training.output_dir))
         found = {}
-        for group in (self.model, self.data, self.training):
-            for item in fields(group):
-                value = getattr(group, item.name)
-                if not item.init or item.name in _RUN_ONLY:
-                    continue
-                default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-                value, default = _plain(value), _plain(default)
-                if (value != default or item.name in always) and value is not None:
-                    found[item.name] = value
+        for group, default in zip((self.model, self.data, self.training), defaults):
+            for name in (item.name for item in fields(group) if item.init and item.name not in _RUN_ONLY):
+                value = _plain(getattr(group, name))
+                if value is not None and (name in _ALWAYS_SAID or value != _plain(getattr(default, name))):
+                    found[name] = value
         return found
 
 
-# Where and how often a run writes is not part of what it computes; tokens are nobody's business.
+# Said in every recipe that a run leaves, default or not.
+_ALWAYS_SAID = {"seed", "split_seed", "validation_size", "learning_rate", "optim"}
+# Where a run writes and what it shows is not part of what it computes; a token is nobody's business.
 _RUN_ONLY = {
+    "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
+    "disable_tqdm",
     "hub_token",
+    "push_to_hub",
+    "num_threads",
     "local_rank",
     "do_eval",
     "do_train",
@@ -198,9 +204,7 @@ def _plain(value: Any) -> Any:
     """A value as YAML holds it."""
     if hasattr(value, "value"):  # an enum
         return value.value
-    if dataclasses.is_dataclass(value) or hasattr(value, "to_dict"):
-        return value.to_dict()
-    return str(value) if isinstance(value, Path) else value
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def parse_run(argv: list[str] | None = None) -> Run:

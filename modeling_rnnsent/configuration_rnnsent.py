@@ -79,8 +79,8 @@ class RNNSentConfig(PreTrainedConfig):
             the size of the layer output.
 
     Raises:
-        ValueError: (as `huggingface_hub`'s `StrictDataclassError`, with the field, the value and what is allowed)
-            where a field has a value that it cannot have, alone or beside the others.
+        huggingface_hub.errors.StrictDataclassError: where a field has a value that it cannot have, alone or beside the
+            others; the message names the field, the value and what is allowed.
 
     Example:
 

@@ -1,12 +1,10 @@
 """What a run leaves behind for people: pictures, and the model card that shows them."""
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import transformers
@@ -45,7 +43,7 @@ def draw_training_curves(log_history: list[dict[str, Any]], path: Path):
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss_axes, metric_axes = figure.subplots(1, 2)
     if training:
-        loss_axes.plot(*zip(*training), label="training")
+        loss_axes.plot(*zip(*training), "-" if len(training) > 9 else "o-", label="training")
     if evaluations:
         epochs = [entry["epoch"] for entry in evaluations]
         loss_axes.plot(epochs, [entry["eval_loss"] for entry in evaluations], "o-", label="validation")
@@ -161,7 +159,8 @@ def write_model_card(
 
 def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes: dict, data_name: str) -> str:
     config = model.config
-    layers = f"{config.num_hidden_layers} {'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
+    kind = f"{'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
+    layers = f"one {kind} layer" if config.num_hidden_layers == 1 else f"{config.num_hidden_layers} {kind} layers"
     first = config.vocab_size if config.input_encoding == "one_hot" else config.embedding_size
     metrics = [key for key in next(iter(results.values())) if key in _METRIC_TYPES or key == "loss"]
     table = ["| split | texts | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
@@ -183,7 +182,7 @@ def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes
             f"# {name}",
             "",
             f"A recurrent text classifier: {config.vocab_size:,} words, {config.input_encoding.replace('_', '-')} of size "
-            f"{first}, {layers} layer(s) of {config.hidden_size} units, {config.pooling} pooling, "
+            f"{first}, {layers} of {config.hidden_size} units, {config.pooling} pooling, "
             f"{model.num_parameters():,} parameters.",
             "",
             "## Use",
@@ -219,12 +218,7 @@ def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes
             recipe.strip(),
             "```",
             "",
-            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
-            f"matplotlib {matplotlib.__version__}.",
+            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}.",
             "",
         ]
     )
-
-
-def write_json(path: Path, content: Any):
-    path.write_text(json.dumps(content, indent=4, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""Small real data, real processes, and one trained model that several tests look at."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+
+ROOT = Path(__file__).parent.parent
+POSITIVE = ("wonderful", "loved", "great", "brilliant", "touching")
+NEGATIVE = ("awful", "hated", "boring", "terrible", "dull")
+FILLER = "the film was a story about people and their lives in some town with music".split()
+# A small model: what the tests look at is what a run does, not how well.
+SMALL = ("--embedding_size=16", "--hidden_size=16", "--per_device_train_batch_size=16", "--num_threads=1")
+
+
+def make_reviews(count: int, seed: int = 0) -> pandas.DataFrame:
+    """Reviews of 1 to 40 words, half of each class, told apart by one word or two."""
+    generator = random.Random(seed)
+    rows = []
+    for index in range(count):
+        words = generator.choices(FILLER, k=generator.randint(0, 38))
+        for _ in range(generator.randint(1, 2)):
+            words.insert(generator.randint(0, len(words)), generator.choice((NEGATIVE, POSITIVE)[index % 2]))
+        rows.append({"text": " ".join(words), "label": index % 2})
+    return pandas.DataFrame(rows)
+
+
+def run(*command, check=True, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
+    """Runs a program as a user would, offline."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def train(*flags, check=True, **environment) -> subprocess.CompletedProcess:
+    return run(sys.executable, "train.py", *flags, check=check, **environment)
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> Path:
+    """A folder with train.csv (400 reviews), validation.csv (60) and test.csv (80)."""
+    folder = tmp_path_factory.mktemp("reviews")
+    for seed, (name, count) in enumerate({"train": 400, "validation": 60, "test": 80}.items()):
+        make_reviews(count, seed).to_csv(folder / f"{name}.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def book_run(reviews, tmp_path_factory) -> Path:
+    """What `train.py configuration/book.yaml` leaves on small data."""
+    output = tmp_path_factory.mktemp("runs") / "book"
+    result = train(
+        "configuration/book.yaml",
+        f"--train_file={reviews / 'train.csv'}",
+        f"--validation_file={reviews / 'validation.csv'}",
+        f"--test_file={reviews / 'test.csv'}",
+        "--num_train_epochs=6",
+        "--learning_rate=0.01",
+        f"--output_dir={output}",
+    )
+    (output.parent / "log.txt").write_text(result.stdout + result.stderr)
+    return output

@@ -1,0 +1,349 @@
+"""The models through their public interface, against references written out here."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from modeling_rnnsent import (
+    RNNSentConfig,
+    RNNSentForCausalLM,
+    RNNSentForSequenceClassification,
+    RNNSentForTokenClassification,
+    RNNSentModel,
+)
+
+VOCABULARY = 23
+
+
+def make(model_class, **settings):
+    torch.manual_seed(0)
+    config = RNNSentConfig(**{"vocab_size": VOCABULARY, "embedding_size": 6, "hidden_size": 8, **settings})
+    return model_class(config).eval()
+
+
+def make_batch(lengths, side="right"):
+    torch.manual_seed(1)
+    width = max(lengths)
+    ids, mask = torch.zeros(len(lengths), width, dtype=torch.long), torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        places = slice(0, length) if side == "right" else slice(width - length, width)
+        ids[row, places] = torch.randint(2, VOCABULARY, (length,))
+        mask[row, places] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def book_reference(model, input_ids, lengths):
+    """
+    The chapter's RNN class: embedding, packed LSTM, last hidden state(s), linear, ReLU, linear, sigmoid. Returns the
+    probabilities and the parameters that they come from, in the model's order.
+    """
+    config = model.config
+    lstm = nn.LSTM(config.embedding_size, config.hidden_size, batch_first=True, bidirectional=config.bidirectional)
+    lstm.load_state_dict(model.rnnsent.recurrence.state_dict())
+    packed = pack_padded_sequence(model.rnnsent.embeddings(input_ids), lengths, batch_first=True, enforce_sorted=False)
+    _, (hidden, _) = lstm(packed)
+    features = torch.cat((hidden[-2], hidden[-1]), dim=1) if config.bidirectional else hidden[-1]
+    features = torch.relu(model.classifier.dense(features))
+    probabilities = torch.sigmoid(model.classifier.out_proj(features)).squeeze(1)
+    return probabilities, [model.rnnsent.embeddings.weight, *lstm.parameters(), *model.classifier.parameters()]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_sigmoid_head_is_the_chapters_classifier(bidirectional):
+    model = make(
+        RNNSentForSequenceClassification,
+        classifier_head="sigmoid",
+        classifier_hidden_size=5,
+        bidirectional=bidirectional,
+    )
+    batch, labels = make_batch([7, 1, 4]), torch.tensor([1, 0, 1])
+    expected, parameters = book_reference(model, batch["input_ids"], [7, 1, 4])
+    output = model(**batch, labels=labels)
+    torch.testing.assert_close(output.logits.softmax(-1)[:, 1], expected)
+    loss = nn.functional.binary_cross_entropy(expected, labels.float())
+    torch.testing.assert_close(output.loss, loss)
+    torch.testing.assert_close(
+        torch.autograd.grad(output.loss, list(model.parameters())), torch.autograd.grad(loss, parameters)
+    )
+
+
+@pytest.mark.parametrize("pooling", ["last", "max", "mean", "max_mean", "attention"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_one_text_does_not_depend_on_its_batch(cell_type, bidirectional, pooling):
+    model = make(
+        RNNSentForSequenceClassification,
+        cell_type=cell_type,
+        bidirectional=bidirectional,
+        pooling=pooling,
+        num_hidden_layers=2,
+    )
+    lengths = [7, 1, 4, 7, 2]
+    batch = make_batch(lengths)
+    together = model(**batch).logits
+    for row, length in enumerate(lengths):
+        alone = model(batch["input_ids"][row : row + 1, :length]).logits
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "max_mean", "attention"])
+def test_pooling_by_its_formula(pooling):
+    model = make(RNNSentModel, pooling=pooling, bidirectional=True, merge_mode="sum")
+    lengths = [5, 2]
+    output = model(**make_batch(lengths))
+    for row, length in enumerate(lengths):
+        states = output.last_hidden_state[row, :length]
+        if pooling == "attention":
+            weights = torch.softmax(
+                torch.stack([model.pooler.context(torch.tanh(model.pooler.attention(state))) for state in states]), 0
+            )
+            expected = sum(weight * state for weight, state in zip(weights, states))
+        else:
+            parts = {"max": states.max(0).values, "mean": states.mean(0)}
+            expected = torch.cat([parts[name] for name in pooling.split("_")])
+        torch.testing.assert_close(output.pooler_output[row], expected)
+
+
+@pytest.mark.parametrize(
+    ("cell_type", "pooling"), itertools.product(["rnn", "lstm", "gru"], ["last", "max_mean", "attention"])
+)
+def test_padding_may_stand_anywhere_in_eager_mode(cell_type, pooling):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type, pooling=pooling, bidirectional=True)
+    expected = model(**make_batch([6, 3, 1]), use_cache=True)
+    left = make_batch([6, 3, 1], side="left")
+    output = model(**left, use_cache=True)
+    torch.testing.assert_close(output.logits, expected.logits)
+    torch.testing.assert_close(output.state, expected.state)
+    gapped = {
+        "input_ids": torch.tensor([[5, 9, 9, 6, 9, 7]]),
+        "attention_mask": torch.tensor([[1, 0, 0, 1, 0, 1]]),
+    }
+    torch.testing.assert_close(model(**gapped).logits, model(torch.tensor([[5, 6, 7]])).logits)
+    states = model.rnnsent(**gapped).last_hidden_state[0]
+    torch.testing.assert_close(states[[0, 3, 5]], model.rnnsent(torch.tensor([[5, 6, 7]])).last_hidden_state[0])
+    assert not states[[1, 2, 4]].any()
+
+
+@pytest.mark.parametrize("pooling", ["last", "max", "mean", "max_mean", "attention"])
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_a_text_of_no_tokens_has_a_class(cell_type, pooling):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type, pooling=pooling, bidirectional=True)
+    beside = model(input_ids=torch.tensor([[3, 4], [0, 0]]), attention_mask=torch.tensor([[1, 1], [0, 0]]))
+    alone = model(input_ids=torch.zeros(1, 0))  # a tokenizer makes floats of no ids
+    assert torch.isfinite(beside.logits).all()
+    torch.testing.assert_close(beside.logits[1:], alone.logits)
+
+
+def test_hidden_states_are_the_embeddings_and_every_layer():
+    model = make(RNNSentModel, num_hidden_layers=3, bidirectional=True)
+    batch = make_batch([5, 2])
+    output = model(**batch, output_hidden_states=True)
+    assert len(output.hidden_states) == 4
+    torch.testing.assert_close(output.hidden_states[0], model.embeddings(batch["input_ids"]))
+    torch.testing.assert_close(output.hidden_states[-1], output.last_hidden_state)
+    assert [tuple(states.shape) for states in output.hidden_states[1:]] == [(2, 5, 16)] * 3
+    as_tuple = model(**batch, output_hidden_states=True, return_dict=False)
+    torch.testing.assert_close(as_tuple, output.to_tuple())
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_state_in_reads_on_where_state_out_ended(cell_type):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type, num_hidden_layers=2)
+    batch = make_batch([9, 9])["input_ids"]
+    state, whole = None, model(batch).logits
+    for start in range(0, 9, 4):
+        output = model(batch[:, start : start + 4], state=state, use_cache=True)
+        state = output.state
+    torch.testing.assert_close(output.logits, whole)
+
+
+def test_one_hot_equals_one_hot_vectors_and_refuses_resizing():
+    model = make(RNNSentForSequenceClassification, input_encoding="one_hot")
+    batch = make_batch([5, 2])
+    vectors = nn.functional.one_hot(batch["input_ids"], VOCABULARY).float()
+    output = model(**batch, output_hidden_states=True)
+    torch.testing.assert_close(
+        output.logits, model(inputs_embeds=vectors, attention_mask=batch["attention_mask"]).logits
+    )
+    torch.testing.assert_close(output.hidden_states[0], vectors)
+    with pytest.raises(ValueError, match="one_hot"):
+        model.resize_token_embeddings(30)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels", "loss"),
+    [
+        ("single_label_classification", 4, torch.tensor([3, 0, 1]), nn.functional.cross_entropy),
+        ("multi_label_classification", 4, torch.rand(3, 4).round(), nn.functional.binary_cross_entropy_with_logits),
+        ("regression", 1, torch.randn(3), lambda logits, labels: (logits.squeeze(1) - labels).square().mean()),
+    ],
+)
+def test_losses(problem_type, num_labels, labels, loss):
+    model = make(RNNSentForSequenceClassification, problem_type=problem_type, num_labels=num_labels)
+    output = model(**make_batch([5, 2, 3]), labels=labels)
+    assert output.logits.shape == (3, num_labels)
+    torch.testing.assert_close(output.loss, loss(output.logits, labels))
+    # Trainer's gradient accumulation: the sum over these texts, divided by the texts of the whole update
+    items = 2 * labels.numel()
+    accumulated = model(**make_batch([5, 2, 3]), labels=labels, num_items_in_batch=torch.tensor(items))
+    torch.testing.assert_close(accumulated.loss, output.loss / 2)
+
+
+def test_token_classification_has_a_class_a_token():
+    model = make(RNNSentForTokenClassification, num_labels=3, bidirectional=True, classifier_hidden_size=4)
+    batch = make_batch([5, 2])
+    labels = torch.where(batch["attention_mask"] == 1, batch["input_ids"] % 3, -100)
+    output = model(**batch, labels=labels)
+    assert output.logits.shape == (2, 5, 3)
+    counted = labels != -100
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits[counted], labels[counted]))
+
+
+@pytest.mark.parametrize("settings", [{"cell_type": "gru"}, {"cell_type": "lstm"}, {"cell_type": "rnn"}, {"cell_type": "rnn", "recurrence": "output"}])
+def test_generate_carries_the_state(settings):
+    model = make(RNNSentForCausalLM, num_hidden_layers=2, **settings)
+    prompt = torch.tensor([[3, 4, 5]])
+    expected = prompt
+    for _ in range(6):  # greedy by hand, the whole text read again for every token
+        expected = torch.cat((expected, model(expected).logits[:, -1:].argmax(-1)), dim=1)
+    seen = []
+    model.rnnsent.register_forward_pre_hook(lambda module, inputs, named: seen.append(inputs[0].shape[1]), with_kwargs=True)
+    generated = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    torch.testing.assert_close(generated, expected)
+    assert seen == [3, 1, 1, 1, 1, 1]
+
+
+def test_generate_in_a_left_padded_batch_and_with_beams():
+    model = make(RNNSentForCausalLM)
+    batch = make_batch([4, 2], side="left")
+    together = model.generate(**batch, max_new_tokens=5, do_sample=False)
+    for row, length in enumerate([4, 2]):
+        alone = model.generate(batch["input_ids"][row : row + 1, 4 - length :], max_new_tokens=5, do_sample=False)
+        torch.testing.assert_close(together[row, 4:], alone[0, length:])
+    with_state = model.generate(**batch, max_new_tokens=5, num_beams=3, do_sample=False)
+    without = model.generate(**batch, max_new_tokens=5, num_beams=3, do_sample=False, use_cache=False)
+    torch.testing.assert_close(with_state, without)
+
+
+def test_causal_lm_loss_shifts_and_refuses_two_directions():
+    model = make(RNNSentForCausalLM)
+    ids = make_batch([6])["input_ids"]
+    output = model(ids, labels=ids)
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits[0, :-1], ids[0, 1:]))
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, output.logits[:, -2:])
+    with pytest.raises(ValueError, match="bidirectional"):
+        make(RNNSentForCausalLM, bidirectional=True)
+
+
+def test_padding_embedding_stays_zero_and_is_any_id():
+    model = make(RNNSentForSequenceClassification, pad_token_id=5)
+    assert not model.rnnsent.embeddings.weight[5].any()
+    model(torch.tensor([[3, 5]]), attention_mask=torch.tensor([[1, 0]]), labels=torch.tensor([1])).loss.backward()
+    assert not model.rnnsent.embeddings.weight.grad[5].any()
+
+
+def test_dropouts_act_in_training_only():
+    model = make(
+        RNNSentForSequenceClassification,
+        num_hidden_layers=2,
+        word_dropout=0.3,
+        embedding_dropout=0.3,
+        hidden_dropout=0.3,
+        weight_dropout=0.3,
+        classifier_dropout=0.3,
+    )
+    batch = make_batch([6, 3])
+    torch.testing.assert_close(model(**batch).logits, model(**batch).logits)
+    model.train()
+    assert not torch.allclose(model(**batch).logits, model(**batch).logits)
+
+
+def test_word_dropout_drops_whole_words():
+    model = make(RNNSentModel, word_dropout=0.5).train()
+    embeddings = model(torch.randint(2, VOCABULARY, (4, 50)), output_hidden_states=True).hidden_states[0]
+    dropped = embeddings.eq(0).all(-1)
+    assert torch.equal(dropped, embeddings.eq(0).any(-1)) and 0.3 < dropped.float().mean() < 0.7
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_every_parameter_of_the_layer_ends_exactly_one_name_of_the_model(cell_type):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type, bidirectional=True, num_hidden_layers=2)
+    names = [name for name, _ in model.named_parameters()]
+    for own, _ in getattr(nn, cell_type.upper())(6, 8, 2, bidirectional=True).named_parameters():
+        assert len([name for name in names if name.endswith(own)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one"),
+        ({"input_ids": torch.ones(3, dtype=torch.long)}, "shape"),
+        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 2)}, "attention_mask"),
+        ({"inputs_embeds": torch.ones(1, 3, 5)}, "inputs_embeds"),
+        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "state": (torch.zeros(1, 2, 8),) * 2}, "state"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(RNNSentModel)(**arguments)
+
+
+def test_gradient_checkpointing_is_refused():
+    with pytest.raises(ValueError, match="does not support"):
+        make(RNNSentForSequenceClassification).activation_checkpointing_enable()
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(cell_type, dtype):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type, bidirectional=True)
+    batch = make_batch([6, 3])
+    expected = model(**batch).logits
+    half = model.to(dtype)(**batch, use_cache=True)
+    assert half.logits.dtype == half.state[0].dtype == dtype
+    torch.testing.assert_close(half.logits.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cell_type": "lstm", "bidirectional": True, "pooling": "max_mean"},
+        {"cell_type": "gru", "pooling": "last", "num_hidden_layers": 2},
+        {"cell_type": "rnn", "recurrence": "output", "bidirectional": True, "pooling": "attention"},
+        {"cell_type": "rnn", "nonlinearity": "relu", "input_encoding": "one_hot"},
+    ],
+    ids=str,
+)
+def test_export_keeps_batch_and_length_free(settings):
+    model = make(RNNSentForSequenceClassification, **settings)
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    program = torch.export.export(
+        model,
+        (),
+        make_batch([5, 3]),
+        dynamic_shapes={"input_ids": {0: batch, 1: time}, "attention_mask": {0: batch, 1: time}},
+        strict=False,
+    ).module()
+    for lengths in ([9, 1, 4], [3], [1, 1], [2, 5, 5, 5]):
+        torch.testing.assert_close(program(**make_batch(lengths)).logits, model(**make_batch(lengths)).logits)
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_compiled_model_equals_the_eager_one(cell_type):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type, bidirectional=True, pooling="max_mean")
+    compiled = torch.compile(model, dynamic=True, backend="aot_eager")
+    for lengths, side in (([6, 3], "right"), ([4, 4, 4], "right"), ([5, 2], "left")):
+        batch = make_batch(lengths, side)
+        torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+
+
+def test_mismatched_head_loads(tmp_path):
+    model = make(RNNSentForSequenceClassification, num_labels=2)
+    model.save_pretrained(tmp_path)
+    loaded = RNNSentForSequenceClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert loaded(torch.tensor([[3]])).logits.shape == (1, 5)
+    torch.testing.assert_close(loaded.rnnsent.state_dict(), model.rnnsent.state_dict())
+    torch.testing.assert_close(RNNSentModel.from_pretrained(tmp_path).state_dict(), model.rnnsent.state_dict())
