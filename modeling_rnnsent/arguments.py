@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_origin
 
 import torch
 import yaml
@@ -15,7 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from .configuration_rnnsent import RNNSentConfig
 from .errors import InputError
 
-# What the tokenizer decides and what only the language model has; the rest of the config's own fields are flags and recipe keys.
+# What the tokenizer decides, and what only the language model has. The rest of the config's own fields are flags.
 _NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"}
 
 
@@ -58,7 +58,9 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Share of the training examples held out for the test where no test split is given."},
     )
-    split_seed: int = field(default=1, metadata={"help": "Seed of the random split; another seed of training keeps it."})
+    split_seed: int = field(
+        default=1, metadata={"help": "Seed of the random split; another seed of training keeps it."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training examples only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many validation examples only."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Use this many test examples only."})
@@ -158,7 +160,9 @@ ModelArguments = make_dataclass(
         ),
     ],
 )
-ModelArguments.__doc__ = "The model: fields of `RNNSentConfig` that differ from the defaults, or from the model started from."
+ModelArguments.__doc__ = (
+    "The model: fields of `RNNSentConfig` that differ from the defaults, or from the model started from."
+)
 
 
 @dataclass

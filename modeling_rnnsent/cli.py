@@ -6,7 +6,7 @@ from .errors import InputError, one_line_errors
 
 
 def main(argv: list[str] | None = None):
-    """Runs `rnnsent COMMAND ...`; exits with status 0, 1 for an input that cannot be used or 2 for a bad command line."""
+    """Runs `rnnsent COMMAND ...`; status 1 says that an input cannot be used, 2 that the command line is wrong."""
     parser = argparse.ArgumentParser(prog="rnnsent", description="Recurrent text classification.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser(

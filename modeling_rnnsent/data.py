@@ -152,6 +152,8 @@ def _read_file(path: str, flag: str) -> Dataset:
     try:
         return load_dataset(formats[suffix], data_files=str(path), split="train", **options)
     except Exception as error:
+        if "no data" in str(error):  # how `datasets` says that a file has no rows
+            raise InputError(f"{flag} {path!r} is empty.") from error
         cause = error.__cause__ or error.__context__ or error
         raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
 
@@ -313,7 +315,9 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels) ->
     train = raw["train"]
     for name, size in wanted.items():
         if not 0 < size < len(train):
-            raise InputError(f"{name}_size={getattr(arguments, f'{name}_size')} of {len(raw['train'])} examples is none.")
+            raise InputError(
+                f"{name}_size={getattr(arguments, f'{name}_size')} of {len(raw['train'])} examples is none."
+            )
         stratify = None
         if labels.problem_type == "single_label_classification":
             counts = np.bincount(train["label"], minlength=len(labels.names))
@@ -325,7 +329,11 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels) ->
         raw[name] = train.select(np.sort(held_out))
         train = train.select(np.sort(kept))
     raw["train"] = train
-    for name, flag in (("train", "max_train_samples"), ("validation", "max_eval_samples"), ("test", "max_test_samples")):
+    for name, flag in (
+        ("train", "max_train_samples"),
+        ("validation", "max_eval_samples"),
+        ("test", "max_test_samples"),
+    ):
         limit = getattr(arguments, flag)
         if limit is not None and name in raw:
             if limit < 1:

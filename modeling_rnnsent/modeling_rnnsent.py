@@ -392,8 +392,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
     ) -> RNNSentClassifierOutput:
         """
         Args:
-            labels (`torch.Tensor` of shape `(batch_size,)` or, for multi-label, `(batch_size, num_labels)`, *optional*):
-                Class indices; floats 0 and 1 for multi-label; values for regression.
+            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                Class indices; values for regression; for multi-label, 0.0 and 1.0 of shape `(batch_size, num_labels)`.
             use_cache (`bool`, *optional*, defaults to `False`):
                 Whether the final state is returned.
 

@@ -113,7 +113,12 @@ def write_pictures(folder: Path, log_history: list[dict[str, Any]], predictions:
 
 
 def write_model_card(
-    folder: Path, model, settings: dict[str, Any], recipe: str, results: dict[str, dict[str, float]], sizes: dict[str, int]
+    folder: Path,
+    model,
+    settings: dict[str, Any],
+    recipe: str,
+    results: dict[str, dict[str, float]],
+    sizes: dict[str, int],
 ):
     """
     Writes `README.md`: how to use the model, what was measured, the recipe and the data.
@@ -153,7 +158,9 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_card_text(folder, name, model, recipe, results, sizes, data_name)}")
+    card = ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n{_card_text(folder, name, model, recipe, results, sizes, data_name)}"
+    )
     card.save(folder / "README.md")
 
 
@@ -181,8 +188,8 @@ def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes
         [
             f"# {name}",
             "",
-            f"A recurrent text classifier: {config.vocab_size:,} words, {config.input_encoding.replace('_', '-')} of size "
-            f"{first}, {layers} of {config.hidden_size} units, {config.pooling} pooling, "
+            f"A recurrent text classifier: {config.vocab_size:,} words, "
+            f"{config.input_encoding.replace('_', '-')} of size {first}, {layers} of {config.hidden_size} units, {config.pooling} pooling, "
             f"{model.num_parameters():,} parameters.",
             "",
             "## Use",
@@ -194,7 +201,8 @@ def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes
             'classifier("A film that I would see again.")',
             "```",
             "",
-            f"Labels: {', '.join(f'`{label}`' for label in config.id2label.values())}. Text of any length is read in full.",
+            f"Labels: {', '.join(f'`{label}`' for label in config.id2label.values())}. "
+            "Text of any length is read in full.",
             "",
             "## Results",
             "",

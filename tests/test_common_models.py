@@ -31,7 +31,10 @@ def common_tests():
     package = types.ModuleType("transformers_tests")
     package.__path__ = [str(Path(SOURCE) / "tests")]
     sys.modules["transformers_tests"] = package
-    for name, mixin in (("exporters.test_export", "ExportTesterMixin"), ("generation.test_utils", "GenerationTesterMixin")):
+    for name, mixin in (
+        ("exporters.test_export", "ExportTesterMixin"),
+        ("generation.test_utils", "GenerationTesterMixin"),
+    ):
         module = types.ModuleType(f"transformers_tests.{name}")
         setattr(module, mixin, type(mixin, (), {}))
         sys.modules[f"transformers_tests.{name}"] = module

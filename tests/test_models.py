@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from modeling_rnnsent import (
     RNNSentConfig,
@@ -202,7 +202,10 @@ def test_token_classification_has_a_class_a_token():
     torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits[counted], labels[counted]))
 
 
-@pytest.mark.parametrize("settings", [{"cell_type": "gru"}, {"cell_type": "lstm"}, {"cell_type": "rnn"}, {"cell_type": "rnn", "recurrence": "output"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"cell_type": "gru"}, {"cell_type": "lstm"}, {"cell_type": "rnn"}, {"cell_type": "rnn", "recurrence": "output"}],
+)
 def test_generate_carries_the_state(settings):
     model = make(RNNSentForCausalLM, num_hidden_layers=2, **settings)
     prompt = torch.tensor([[3, 4, 5]])
@@ -210,7 +213,9 @@ def test_generate_carries_the_state(settings):
     for _ in range(6):  # greedy by hand, the whole text read again for every token
         expected = torch.cat((expected, model(expected).logits[:, -1:].argmax(-1)), dim=1)
     seen = []
-    model.rnnsent.register_forward_pre_hook(lambda module, inputs, named: seen.append(inputs[0].shape[1]), with_kwargs=True)
+    model.rnnsent.register_forward_pre_hook(
+        lambda module, inputs, named: seen.append(inputs[0].shape[1]), with_kwargs=True
+    )
     generated = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None)
     torch.testing.assert_close(generated, expected)
     assert seen == [3, 1, 1, 1, 1, 1]

@@ -62,9 +62,7 @@ def test_equals_packed_torch_in_outputs_states_and_gradients(cell, num_layers, b
 
         weights = [torch.randn_like(part) for part in (expected, *expected_final)]
         actual_gradients = gradients(outputs[-1], final, weights, [input, *state, *layer.parameters()])
-        expected_gradients = gradients(
-            expected, expected_final, weights, [input, *state, *expected_layer.parameters()]
-        )
+        expected_gradients = gradients(expected, expected_final, weights, [input, *state, *expected_layer.parameters()])
         # float32 sums over a batch carry an error in proportion to their size, which the relative part allows for
         torch.testing.assert_close(actual_gradients, expected_gradients, **tolerance)
 

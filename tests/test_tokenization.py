@@ -1,0 +1,103 @@
+"""The tokenizer: the chapter's rules, checked against them written in Python, on any text."""
+
+import re
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.tokenization import build_tokenizer
+
+TEXTS = ["the film :) the the plot", "the plot :( film", "a b <br /> film"]
+
+
+def expected_tokens(text: str) -> list[str]:
+    """The rules in Python's own regular expressions, for ASCII texts."""
+    text = re.sub(r"<[/!]?[A-Za-z][^<>]*>", " ", text).lower()
+    tokens = re.findall(r"[:;=]-?[()]|[:;=]-?[dp]\b|\w+", text)
+    return [token.replace("-", "") for token in tokens]
+
+
+def words(tokenizer, text):
+    normalized = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(normalized)]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("I LOVED it!", ["i", "loved", "it"]),
+        ("Good<br /><br />film", ["good", "film"]),
+        ("so :-) good ;-( or =( or :)", ["so", ":)", "good", ";(", "or", "=(", "or", ":)"]),
+        ("fun :D :-P but a:del", ["fun", ":d", ":p", "but", "a", "del"]),
+        ("it's 10/10", ["it", "s", "10", "10"]),
+        ("2 < 3 and 5 > 4, <3", ["2", "3", "and", "5", "4", "3"]),
+        ("Été à Österreich", ["été", "à", "österreich"]),
+        ("", []),
+        (" \t\n...", []),
+    ],
+)
+def test_words_by_example(text, tokens):
+    assert words(build_tokenizer(TEXTS), text) == tokens
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=string.printable))
+def test_words_by_the_rules(text):
+    assert words(build_tokenizer(TEXTS), text) == expected_tokens(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_any_unicode_text_gives_ids_and_offsets_into_it(text):
+    tokenizer = build_tokenizer(TEXTS)
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    end = 0
+    for token, (start, stop) in zip(encoding["input_ids"], encoding["offset_mapping"]):
+        assert end <= start < stop <= len(text)
+        end = stop
+        piece = text[start:stop].lower()
+        if tokenizer.decode([token]).isascii() and token > 1:
+            assert tokenizer.decode([token]) == piece.replace("-", "")
+
+
+def test_most_frequent_first_and_special_tokens_lead():
+    vocabulary = build_tokenizer(TEXTS).get_vocab()
+    assert vocabulary["<pad>"] == 0 and vocabulary["<unk>"] == 1
+    assert vocabulary["the"] == 2 and vocabulary["film"] == 3 and vocabulary["plot"] == 4
+    assert len(vocabulary) == 9
+    assert build_tokenizer(TEXTS).get_vocab() == vocabulary
+
+
+def test_size_and_frequency_limits():
+    assert set(build_tokenizer(TEXTS, max_vocab_size=4).get_vocab()) == {"<pad>", "<unk>", "the", "film"}
+    assert set(build_tokenizer(TEXTS, min_frequency=2).get_vocab()) == {"<pad>", "<unk>", "the", "film", "plot"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["...", ""], {}, "vocabulary is empty"),
+        (TEXTS, {"min_frequency": 9}, "vocabulary is empty"),
+        (TEXTS, {"max_vocab_size": 2}, "at least 3, .* got 2"),
+        (TEXTS, {"min_frequency": 0}, "at least 1, got 0"),
+    ],
+)
+def test_a_vocabulary_of_nothing_is_refused(texts, options, message):
+    with pytest.raises(InputError, match=message):
+        build_tokenizer(texts, **options)
+
+
+def test_saves_as_a_plain_tokenizer_file(tmp_path):
+    tokenizer = build_tokenizer(TEXTS)
+    tokenizer.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["The FILM :-)", "plot"]
+    batch = loaded(texts, padding=True)
+    assert batch["input_ids"] == tokenizer(texts, padding=True)["input_ids"]
+    assert batch["attention_mask"][1] == [1, 0, 0]
+    assert set(batch) == {"input_ids", "attention_mask"}

@@ -1,0 +1,338 @@
+"""`train.py` as a process: what it leaves behind, how recipes and flags meet, and what it refuses."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import yaml
+from conftest import ROOT, SMALL, make_reviews, train
+from huggingface_hub import ModelCard
+from PIL import Image
+from sklearn import metrics
+from transformers import AutoTokenizer, pipeline
+
+from modeling_rnnsent import RNNSentForSequenceClassification
+from modeling_rnnsent.arguments import parse_run
+from modeling_rnnsent.data import Labels
+from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.metrics import metrics_for
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def fails(*flags, **environment):
+    """Runs `train.py`, which must end with status 1 and one line; returns the line."""
+    result = train(*flags, check=False, **environment)
+    assert result.returncode == 1, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    return lines[0]
+
+
+def test_output_directory_holds_everything(book_run):
+    names = {path.name for path in book_run.iterdir()}
+    assert names >= {
+        "README.md",
+        "accuracy_by_length.png",
+        "config.json",
+        "configuration_rnnsent.py",
+        "confusion_matrix.png",
+        "eval_results.json",
+        "model.safetensors",
+        "modeling_rnnsent.py",
+        "recipe.yaml",
+        "recurrence_rnnsent.py",
+        "test_results.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "train_results.json",
+        "trainer_state.json",
+        "training_curves.png",
+    }
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    for name in ("accuracy_by_length.png", "confusion_matrix.png", "training_curves.png"):
+        with Image.open(book_run / name) as picture:
+            assert picture.width > 300
+
+
+def test_results_are_those_of_the_saved_model(book_run, reviews):
+    results = read(book_run / "test_results.json")
+    frame = pandas.read_csv(reviews / "test.csv")
+    classify = pipeline("text-classification", model=str(book_run), top_k=None)
+    positive = [
+        next(answer["score"] for answer in answers if answer["label"] == "1")
+        for answers in classify(list(frame["text"]))
+    ]
+    guesses = np.array(positive) > 0.5
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(frame["label"], guesses, average="binary")
+    expected = {
+        "test_accuracy": metrics.accuracy_score(frame["label"], guesses),
+        "test_precision": precision,
+        "test_recall": recall,
+        "test_f1": f1,
+        "test_roc_auc": metrics.roc_auc_score(frame["label"], positive),
+        "test_loss": metrics.log_loss(frame["label"], positive),
+    }
+    for name, value in expected.items():
+        assert math.isclose(results[name], value, abs_tol=1e-4), name
+    assert results["test_accuracy"] > 0.9  # one telling word decides, and it is learned
+    best = max(
+        entry["eval_accuracy"]
+        for entry in read(book_run / "trainer_state.json")["log_history"]
+        if "eval_accuracy" in entry
+    )
+    assert read(book_run / "eval_results.json")["eval_accuracy"] == best
+
+
+def test_model_card_reads_back(book_run):
+    card = ModelCard.load(book_run / "README.md")
+    assert card.data.pipeline_tag == "text-classification" and card.data.library_name == "transformers"
+    results = {(item.dataset_split, item.metric_name): item.metric_value for item in card.data.eval_results}
+    assert results["test", "accuracy"] == round(read(book_run / "test_results.json")["test_accuracy"], 6)
+    for name in ("training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"):
+        assert f"({name})" in card.text
+    assert "classifier_head: sigmoid" in card.text and str(book_run.parent) not in card.text.split("## Training")[0]
+
+
+def test_log_ends_with_three_classified_sentences(book_run):
+    lines = (book_run.parent / "log.txt").read_text().split("Three examples:")[1].splitlines()
+    examples = [line.split(None, 2) for line in lines if line.startswith("  ")]
+    assert [label in "01" and 0.5 <= float(score) <= 1 for label, score, _ in examples] == [True] * 3
+
+
+def test_recipe_left_behind_gives_the_run_again(book_run, tmp_path):
+    recipe = yaml.safe_load((book_run / "recipe.yaml").read_text())
+    assert recipe["num_train_epochs"] == 6 and recipe["learning_rate"] == 0.01 and recipe["hidden_size"] == 64
+    train(book_run / "recipe.yaml", f"--output_dir={tmp_path / 'again'}")
+    again = read(tmp_path / "again" / "trainer_state.json")["log_history"]
+    first = read(book_run / "trainer_state.json")["log_history"]
+    losses = [[entry["loss"] for entry in history if "loss" in entry] for history in (first, again)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text()) == recipe
+
+
+def test_finished_run_is_kept_unless_told_otherwise(book_run, reviews, tmp_path):
+    before = (book_run / "model.safetensors").read_bytes()
+    flags = ["configuration/book.yaml", f"--train_file={reviews / 'train.csv'}", "--max_train_samples=32"]
+    line = fails(*flags, f"--output_dir={book_run}")
+    assert "holds a finished run" in line and "--overwrite_output_dir" in line
+    assert (book_run / "model.safetensors").read_bytes() == before
+    copy = tmp_path / "copy"
+    shutil.copytree(book_run, copy)
+    train(*flags, f"--output_dir={copy}", "--overwrite_output_dir", "--num_train_epochs=1")
+    assert (copy / "model.safetensors").read_bytes() != before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    assert "holds other files" in fails(*flags, f"--output_dir={tmp_path / 'notes'}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "keys"),
+    [
+        (lambda frame: frame["label"].map({0: ["bad"], 1: ["good", "nice"]}), ["bad", "good", "nice"], "accuracy"),
+        (lambda frame: frame["label"] * 2.0 - 0.5, ["value"], "pearson"),
+        (lambda frame: [("low", "high", "mid")[i % 3] for i in range(len(frame))], ["high", "low", "mid"], "f1"),
+    ],
+    ids=["multi-label", "regression", "three classes"],
+)
+def test_other_kinds_of_labels_train_and_load(labels, expected, keys, tmp_path):
+    frame = make_reviews(120)
+    frame["label"] = labels(frame)
+    frame.to_json(tmp_path / "data.jsonl", orient="records", lines=True)
+    train(
+        f"--train_file={tmp_path / 'data.jsonl'}",
+        *SMALL,
+        "--validation_size=0.2",
+        "--test_size=0.2",
+        f"--output_dir={tmp_path / 'run'}",
+    )
+    assert f"test_{keys}" in read(tmp_path / "run" / "test_results.json")
+    model = RNNSentForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert list(model.config.id2label.values()) == expected
+    ModelCard.load(tmp_path / "run" / "README.md")
+
+
+def test_goes_on_from_a_trained_model(book_run, reviews, tmp_path):
+    train(
+        f"--model_name_or_path={book_run}",
+        f"--train_file={reviews / 'train.csv'}",
+        "--learning_rate=0",
+        "--num_train_epochs=1",
+        "--classifier_dropout=0.2",
+        f"--output_dir={tmp_path / 'run'}",
+    )
+    first = RNNSentForSequenceClassification.from_pretrained(book_run)
+    second = RNNSentForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert second.config.classifier_dropout == 0.2 and second.config.classifier_head == "sigmoid"
+    torch.testing.assert_close(second.state_dict(), first.state_dict())
+    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (book_run, tmp_path / "run")]
+    assert vocabularies[0] == vocabularies[1]
+
+
+class TestRecipesAndFlags:
+    @staticmethod
+    def recipe(tmp_path, **keys):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(keys))
+        return str(tmp_path / "recipe.yaml")
+
+    def test_a_flag_beats_the_recipe(self, tmp_path):
+        path = self.recipe(tmp_path, hidden_size=32, learning_rate=0.01, bidirectional=True, seed=3)
+        run = parse_run([path, "--hidden_size", "48", "--bidirectional=false"])
+        assert (run.model.hidden_size, run.model.bidirectional) == (48, False)
+        assert (run.training.learning_rate, run.training.seed) == (0.01, 3)
+        assert parse_run(["--bidirectional"]).model.bidirectional is True
+
+    def test_a_data_flag_replaces_all_of_the_recipes_data(self, tmp_path):
+        path = self.recipe(tmp_path, dataset_name="some/data", text_column_name="review", validation_size=0.2)
+        assert parse_run([path]).data.dataset_name == "some/data"
+        data = parse_run([path, "--train_file", "mine.csv"]).data
+        assert (data.dataset_name, data.text_column_name, data.train_file) == (None, "text", "mine.csv")
+        assert data.validation_size == 0.2  # how to split is not where from
+
+    def test_numbers_as_yaml_reads_them(self, tmp_path):
+        (tmp_path / "recipe.yaml").write_text(
+            "learning_rate: 1e-3\nweight_decay: 0\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+        )
+        run = parse_run([str(tmp_path / "recipe.yaml")])
+        assert run.training.learning_rate == 0.001 and run.training.lr_scheduler_kwargs == {"num_cycles": 2}
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["--hiden_size", "3"], "unknown flag --hiden_size. Did you mean '--hidden_size'"),
+            (["--hidden_size", "many"], "hidden_size.*many"),
+            (["--cell_type", "elman"], "cell_type.*elman.*rnn"),
+            (["missing.yaml"], "there is no recipe 'missing.yaml'"),
+            (["--seed", "1", "stray"], "cannot read 'stray'"),
+        ],
+    )
+    def test_a_mistake_is_named(self, argv, message):
+        with pytest.raises(InputError, match=message):
+            parse_run(argv)
+
+    def test_a_recipes_mistake_is_named(self, tmp_path):
+        with pytest.raises(InputError, match="unknown key 'num_epochs'.*Did you mean 'num_train_epochs'"):
+            parse_run([self.recipe(tmp_path, num_epochs=3)])
+        (tmp_path / "list.yaml").write_text("- a\n- b\n")
+        with pytest.raises(InputError, match="`key: value` lines, got list"):
+            parse_run([str(tmp_path / "list.yaml")])
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "configuration").glob("*.yaml")), ids=lambda path: path.name)
+    def test_every_recipe_is_readable(self, path):
+        run = parse_run([str(path)])
+        assert run.training.output_dir == f"runs/{path.stem}" and run.data.dataset_name
+
+
+class TestWhatGoesWrong:
+    def test_errors_are_one_line_with_status_1(self, tmp_path, reviews):
+        data = f"--train_file={reviews / 'train.csv'}"
+        output = f"--output_dir={tmp_path / 'run'}"
+        assert "there is no such file" in fails("--train_file=missing.csv", output)
+        assert "hidden_size" in fails(data, output, "--hidden_size=0")
+        assert "vocabulary is empty" in fails(data, output, "--min_frequency=100000")
+        assert not (tmp_path / "run").exists()
+
+    def test_interrupted_run_goes_on_and_a_half_written_checkpoint_is_named(self, tmp_path, reviews):
+        output = tmp_path / "run"
+        flags = [
+            f"--train_file={reviews / 'train.csv'}",
+            *SMALL,
+            f"--output_dir={output}",
+            "--save_strategy=epoch",
+            "--eval_strategy=epoch",
+        ]
+        train(*flags, "--max_steps=50")
+        for path in output.iterdir():  # as a run leaves it that was stopped after its second epoch
+            if path.is_file():
+                path.unlink()
+        last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        assert "--resume_from_checkpoint last" in fails(*flags)
+        weights = (last / "model.safetensors").read_bytes()
+        (last / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        line = fails(*flags, "--resume_from_checkpoint=last", "--max_steps=60")
+        assert str(last) in line and "model.safetensors is not readable" in line
+        (last / "model.safetensors").write_bytes(weights)
+        (last / "optimizer.pt").rename(tmp_path / "optimizer.pt")
+        assert "optimizer.pt is missing" in fails(*flags, "--resume_from_checkpoint=last")
+        (tmp_path / "optimizer.pt").rename(last / "optimizer.pt")
+        train(*flags, "--resume_from_checkpoint=last", "--max_steps=60")
+        assert read(output / "trainer_state.json")["global_step"] == 60
+
+    def test_full_disk_ends_the_run_with_one_line_and_the_last_good_checkpoint(self, tmp_path, reviews):
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
+        if mounted.returncode:
+            pytest.skip(f"cannot mount a small disk here: {mounted.stderr.decode().strip()}")
+        try:
+            line = fails(
+                f"--train_file={reviews / 'train.csv'}",
+                *SMALL,
+                "--embedding_size=1024",  # about 0.9 MB of weights and, after a step, twice that of optimizer state
+                "--save_strategy=epoch",
+                f"--output_dir={disk / 'run'}",
+            )
+            assert "could not save" in line and "last good one is" in line
+            checkpoint = line.split("last good one is ")[1].strip()
+            assert RNNSentForSequenceClassification.from_pretrained(checkpoint).config.embedding_size == 1024
+            assert len(list((disk / "run").glob("checkpoint-*"))) == 1
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_single_label_metrics_equal_scikit_learns(classes):
+    generator = np.random.default_rng(0)
+    logits, truth = generator.normal(size=(50, classes)), generator.integers(classes, size=50)
+    found = metrics_for(Labels("single_label_classification", list("abcd")[:classes]))(
+        type("Prediction", (), {"predictions": logits, "label_ids": truth})
+    )
+    guesses = logits.argmax(1)
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    average = "binary" if classes == 2 else "macro"
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, guesses))
+    assert found["f1"] == pytest.approx(metrics.f1_score(truth, guesses, average=average))
+    expected = metrics.roc_auc_score(truth, scores[:, 1] if classes == 2 else scores, multi_class="ovr")
+    assert found["roc_auc"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_multi_label_and_regression_metrics_equal_scikit_learns():
+    generator = np.random.default_rng(1)
+    logits, truth = generator.normal(size=(40, 3)), generator.integers(2, size=(40, 3)).astype(float)
+    found = metrics_for(Labels("multi_label_classification", list("abc")))(
+        type("Prediction", (), {"predictions": logits, "label_ids": truth})
+    )
+    assert found["f1"] == pytest.approx(metrics.f1_score(truth, logits > 0, average="micro"))
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, logits > 0))
+    assert found["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, logits), abs=1e-6)
+    values, targets = generator.normal(size=(40, 1)), generator.normal(size=40)
+    found = metrics_for(Labels("regression"))(type("Prediction", (), {"predictions": values, "label_ids": targets}))
+    assert found["mse"] == pytest.approx(metrics.mean_squared_error(targets, values), rel=1e-5)
+    assert found["pearson"] == pytest.approx(np.corrcoef(targets, values[:, 0])[0, 1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_and_the_console_script(reviews, tmp_path):
+    from conftest import run
+
+    scripts = os.path.dirname(sys.executable)
+    run(
+        os.path.join(scripts, "accelerate"),
+        "launch",
+        "train.py",
+        "configuration/book.yaml",
+        f"--train_file={reviews / 'train.csv'}",
+        "--num_train_epochs=1",
+        f"--output_dir={tmp_path / 'run'}",
+    )
+    result = run(os.path.join(scripts, "rnnsent"), "predict", tmp_path / "run", "a wonderful film", "dull")
+    assert [len(line.split("\t")) for line in result.stdout.splitlines()] == [3, 3]
