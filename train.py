@@ -119,6 +119,8 @@ def report(trainer: RNNSentTrainer, run: Run, texts: LabeledTexts, splits, train
                 trainer.save_metrics(prefix, {**output.metrics, f"{prefix}_samples": sizes[split]}, combined=False)
     trainer.save_model()
     trainer.save_state()
+    # A pickle that `Trainer` writes beside the weights; `recipe.yaml` says the same to whoever loads the directory.
+    (folder / "training_args.bin").unlink(missing_ok=True)
     if not trainer.is_world_process_zero():
         return
     predictions = Predictions(

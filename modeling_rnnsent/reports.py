@@ -189,7 +189,8 @@ def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes
             f"# {name}",
             "",
             f"A recurrent text classifier: {config.vocab_size:,} words, "
-            f"{config.input_encoding.replace('_', '-')} of size {first}, {layers} of {config.hidden_size} units, {config.pooling} pooling, "
+            f"{config.input_encoding.replace('_', '-')} of size {first}, {layers} of {config.hidden_size} "
+            f"units, {config.pooling} pooling, "
             f"{model.num_parameters():,} parameters.",
             "",
             "## Use",

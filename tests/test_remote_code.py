@@ -1,6 +1,8 @@
 """A saved directory in a fresh process that cannot import this package."""
 
+import ast
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -108,8 +110,6 @@ def test_every_model_saves_the_code_files(model_class, tmp_path):
 
 
 def test_traveling_files_import_torch_and_transformers_alone():
-    import ast
-
     package = Path(sys.modules["modeling_rnnsent"].__file__).parent
     allowed = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
     files = sorted(package.glob("*_rnnsent.py"))
@@ -132,8 +132,6 @@ def test_wheel_alone_saves_checkpoints_that_load(tmp_path):
     """The wheel unpacked in an empty folder is the package; the checkout is out of reach."""
     root = Path(__file__).parent.parent
     source = tmp_path / "source"
-
-    import shutil
 
     shutil.copytree(
         root / "modeling_rnnsent", source / "modeling_rnnsent", ignore=shutil.ignore_patterns("__pycache__")
