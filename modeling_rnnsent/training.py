@@ -21,15 +21,18 @@ _CHECKPOINT_FILES = ("config.json", "model.safetensors", "trainer_state.json", "
 
 class RNNSentTrainer(Trainer):
     """
-    A `Trainer` with two differences.
+    A `Trainer` with three differences.
 
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
     (transformers issue 48025). A checkpoint that cannot be written to its end is removed again, so that the one before
-    it is the last.
+    it is the last. The model card is left to `reports`.
     """
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: when it pushes to the Hub, `Trainer` would replace the card of `reports.write_model_card`."""
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -12,23 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 POSITIVE = ("wonderful", "loved", "great", "brilliant", "touching")
 NEGATIVE = ("awful", "hated", "boring", "terrible", "dull")
-FILLER = [
-    "the",
-    "film",
-    "was",
-    "a",
-    "story",
-    "about",
-    "people",
-    "and",
-    "their",
-    "lives",
-    "in",
-    "some",
-    "town",
-    "with",
-    "music",
-]
+FILLER = ["the", "film", "was", "a", "story", "about", "people", "and", "their", "lives", "in", "some", "town"]
 # A small model: what the tests look at is what a run does, not how well.
 SMALL = ("--embedding_size=16", "--hidden_size=16", "--per_device_train_batch_size=16", "--num_threads=1")
 
