@@ -107,27 +107,35 @@ def stopping(arguments) -> list:
 
 def report(trainer: RNNSentTrainer, run: Run, texts: LabeledTexts, splits, train_metrics: dict):
     """Saves the model and everything that tells how good it is, then shows three classified sentences."""
-    folder = Path(trainer.args.output_dir)
-    results, sizes = {}, {name: len(rows) for name, rows in splits.items()}
-    for split in ("validation", "test"):
+    results = {}
+    for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
-            prefix = "eval" if split == "validation" else "test"
             output = trainer.predict(splits[split], metric_key_prefix=prefix)
             trainer.log_metrics(prefix, output.metrics)
+            trainer.save_metrics(prefix, {**output.metrics, f"{prefix}_samples": len(splits[split])}, combined=False)
             results[split] = {key.removeprefix(f"{prefix}_"): value for key, value in output.metrics.items()}
-            if trainer.is_world_process_zero():
-                trainer.save_metrics(prefix, {**output.metrics, f"{prefix}_samples": sizes[split]}, combined=False)
+            predictions = Predictions(
+                probabilities(output.predictions, texts.labels.problem_type),
+                np.asarray(output.label_ids),
+                np.array(splits[split]["length"]),
+            )
     trainer.save_model()
     trainer.save_state()
-    # A pickle that `Trainer` writes beside the weights; `recipe.yaml` says the same to whoever loads the directory.
+    if trainer.is_world_process_zero():
+        leave_for_people(trainer, run, texts, results, {name: len(rows) for name, rows in splits.items()}, predictions)
+    # Last, since its presence says that the run is finished.
+    trainer.save_metrics("train", {**train_metrics, "train_samples": len(splits["train"])}, combined=False)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        show_examples(trainer)
+
+
+def leave_for_people(trainer: RNNSentTrainer, run: Run, texts: LabeledTexts, results: dict, sizes: dict, predictions):
+    """Pictures, recipe and model card in the run's directory."""
+    folder = Path(trainer.args.output_dir)
+    # A pickle that `Trainer` writes beside the weights; the recipe says the same to whoever loads the directory.
     (folder / "training_args.bin").unlink(missing_ok=True)
-    if not trainer.is_world_process_zero():
-        return
-    predictions = Predictions(
-        probabilities(output.predictions, texts.labels.problem_type),
-        np.asarray(output.label_ids),
-        np.array(splits[split]["length"]) if split in splits else np.array(splits["validation"]["length"]),
-    )
     write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
     settings = run.settings()
     recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -136,12 +144,11 @@ def report(trainer: RNNSentTrainer, run: Run, texts: LabeledTexts, splits, train
         encoding="utf-8",
     )
     write_model_card(folder, trainer.model, settings, recipe, results, sizes)
-    # Last, since its presence says that the run is finished.
-    trainer.save_metrics("train", {**train_metrics, "train_samples": sizes["train"]}, combined=False)
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+
+
+def show_examples(trainer: RNNSentTrainer):
     classify = pipeline("text-classification", model=trainer.model, tokenizer=trainer.processing_class)
-    print(f"\nSaved in {folder}. Three examples:")
+    print(f"\nSaved in {trainer.args.output_dir}. Three examples:")
     for text, answer in zip(EXAMPLES, classify(list(EXAMPLES))):
         print(f"  {answer['label']}  {answer['score']:.3f}  {text}")
 

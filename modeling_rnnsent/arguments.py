@@ -1,5 +1,6 @@
 """What a run is made of, as dataclasses, and the recipe files and flags that fill them in."""
 
+import argparse
 import difflib
 import json
 import re
@@ -250,9 +251,12 @@ def parse_run(argv: list[str] | None = None) -> Run:
     if given & set(DATA_SOURCE_FIELDS):
         recipe = {key: value for key, value in recipe.items() if key not in DATA_SOURCE_FIELDS}
 
-    model, data, training, rest = parser.parse_args_into_dataclasses(
-        args=_as_flags(recipe) + argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    try:
+        model, data, training, rest = parser.parse_args_into_dataclasses(
+            args=_as_flags(recipe) + argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, argparse.ArgumentError) as error:  # TrainingArguments checks what goes together
+        raise InputError(str(error)) from error
     if rest:
         raise InputError(f"cannot read {rest[0]!r}: a flag starts with -- and a recipe stands first.")
     if not training.output_dir or training.output_dir == "trainer_output":

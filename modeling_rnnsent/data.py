@@ -359,8 +359,15 @@ def tokenize(
 
     Returns:
         `DatasetDict`: columns `input_ids`, `length` and `labels`. Validation and test rows go by falling length, so
-        that batches hold texts of about the same length; `index` is the row's place in `splits`.
+        that batches hold texts of about the same length.
+
+    Raises:
+        InputError: where a number is below 1.
     """
+
+    for name, value in (("max_length", max_length), ("preprocessing_num_workers", num_proc)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}.")
 
     def encode(batch: dict, cut: int | None) -> dict:
         ids = tokenizer(
@@ -380,8 +387,7 @@ def tokenize(
             desc=f"Tokenizing {name}",
         ).rename_column("label", "labels")
         if name != "train":
-            order = np.argsort(-np.array(rows["length"]), kind="stable")
-            rows = rows.select(order).add_column("index", order)
+            rows = rows.select(np.argsort(-np.array(rows["length"]), kind="stable"))
         tokenized[name] = rows
     return DatasetDict(tokenized)
 

@@ -41,8 +41,7 @@ def test_every_auto_class_and_the_pipeline(book_run, tmp_path):
         book_run,
         """
 config = AutoConfig.from_pretrained(folder, **trusted)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-assert AutoTokenizer.from_pretrained(folder, **trusted).get_vocab() == tokenizer.get_vocab()
+tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
 batch = tokenizer(["a wonderful film", "dull"], padding=True, return_tensors="pt")
 classes = [AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForCausalLM]
 shapes = {}
@@ -90,7 +89,7 @@ def test_saved_again_without_the_package_it_still_loads(book_run, tmp_path):
         f"""
 model = AutoModelForSequenceClassification.from_pretrained(folder, **trusted)
 model.save_pretrained({str(second)!r})
-AutoTokenizer.from_pretrained(folder).save_pretrained({str(second)!r})
+AutoTokenizer.from_pretrained(folder, **trusted).save_pretrained({str(second)!r})
 again = pipeline("text-classification", model={str(second)!r}, **trusted)
 assert again("wonderful wonderful")[0]["label"] == "1"
 """,
