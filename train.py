@@ -7,6 +7,7 @@ Trains a recurrent text classifier from a recipe:
 """
 
 import os
+from contextlib import contextmanager
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -16,6 +17,7 @@ import datasets
 import numpy as np
 import transformers
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, EarlyStoppingCallback, pipeline, set_seed
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
@@ -25,7 +27,13 @@ from modeling_rnnsent.errors import InputError, one_line_errors
 from modeling_rnnsent.metrics import metrics_for, probabilities
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
 from modeling_rnnsent.tokenization import build_tokenizer
-from modeling_rnnsent.training import RNNSentTrainer, prepare_output_dir, use_threads
+from modeling_rnnsent.training import (
+    RNNSentTrainer,
+    choose_metric,
+    clear_output_dir,
+    find_checkpoint,
+    use_threads,
+)
 
 EXAMPLES = (
     "I loved every minute of this film: great story, wonderful actors.",
@@ -40,8 +48,7 @@ def main():
     if not arguments.should_log:
         datasets.disable_progress_bars()
     use_threads(arguments)
-    with arguments.main_process_first():
-        checkpoint = prepare_output_dir(arguments)
+    checkpoint = find_checkpoint(arguments)
     set_seed(arguments.seed)
 
     with arguments.main_process_first(desc="preparing the data"):
@@ -49,7 +56,13 @@ def main():
         tokenizer = load_tokenizer(run, texts)
         splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
     model = load_model(run, texts, tokenizer)
-    say(arguments, describe(model, splits))
+    choose_metric(arguments, texts.labels.problem_type, run.given)
+    settings = run.settings(model.config)
+    recipe = (
+        f"# transformers {transformers.__version__}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"
+    )
+    if arguments.should_log:
+        print(describe(model, splits), flush=True)
 
     trainer = RNNSentTrainer(
         model=model,
@@ -61,20 +74,18 @@ def main():
         compute_metrics=metrics_for(texts.labels),
         callbacks=stopping(arguments),
     )
+    if arguments.overwrite_output_dir and arguments.should_save:
+        clear_output_dir(arguments)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    report(trainer, run, texts, splits, result.metrics)
-
-
-def say(arguments, text: str):
-    if arguments.should_log:
-        print(text, flush=True)
+    report(trainer, texts, splits, settings, recipe, result.metrics)
 
 
 def load_tokenizer(run: Run, texts: LabeledTexts):
     name = run.data.tokenizer_name or run.model.model_name_or_path
-    if name is not None:
+    if name is None:
+        return build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
+    with loading("tokenizer", name, run):
         return AutoTokenizer.from_pretrained(name)
-    return build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
 
 
 def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentForSequenceClassification:
@@ -83,13 +94,37 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentForSequenceCl
     given.update(texts.labels.config, pad_token_id=tokenizer.pad_token_id)
     if name is None:
         return RNNSentForSequenceClassification(RNNSentConfig(vocab_size=len(tokenizer), **given))
-    model = RNNSentForSequenceClassification.from_pretrained(name, ignore_mismatched_sizes=True, **given)
-    if model.config.vocab_size < len(tokenizer):
+    with loading("model", name, run):
+        config = RNNSentConfig.from_pretrained(name, **given)
+        config.validate()
+        model, info = RNNSentForSequenceClassification.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    # Another head is as it should be for other labels; another body would be an untrained one.
+    strange = [key for key in (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))]
+    strange = sorted(key for key in strange if not key.startswith("classifier."))
+    if strange:
+        raise InputError(f"the model {name!r} does not fit the settings given: it has no such {', '.join(strange)}.")
+    if config.vocab_size < len(tokenizer):
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {name!r} only {model.config.vocab_size}: "
-            "use the tokenizer that the model was trained with."
+            f"the tokenizer has {len(tokenizer)} tokens and the model {name!r} only {config.vocab_size}: use the "
+            "tokenizer that the model was trained with."
         )
     return model
+
+
+@contextmanager
+def loading(what: str, name: str, run: Run):
+    """Says in one line that a directory is not whole, and keeps a run from overwriting what it starts from."""
+    if run.training.overwrite_output_dir and Path(name).resolve().is_relative_to(
+        Path(run.training.output_dir).resolve()
+    ):
+        raise InputError(f"the {what} {name!r} lies in the output_dir that is to be overwritten.")
+    try:
+        yield
+    except Exception as error:  # every file has its own way to be broken
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise InputError(f"cannot load the {what} {name!r}: {cause}") from error
 
 
 def describe(model, splits) -> str:
@@ -105,8 +140,9 @@ def stopping(arguments) -> list:
     return [EarlyStoppingCallback(arguments.early_stopping_patience)]
 
 
-def report(trainer: RNNSentTrainer, run: Run, texts: LabeledTexts, splits, train_metrics: dict):
+def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict, recipe: str, train_metrics: dict):
     """Saves the model and everything that tells how good it is, then shows three classified sentences."""
+    folder = Path(trainer.args.output_dir)
     results = {}
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
@@ -119,31 +155,18 @@ def report(trainer: RNNSentTrainer, run: Run, texts: LabeledTexts, splits, train
                 np.asarray(output.label_ids),
                 np.array(splits[split]["length"]),
             )
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_final_model()
     if trainer.is_world_process_zero():
-        leave_for_people(trainer, run, texts, results, {name: len(rows) for name, rows in splits.items()}, predictions)
+        pictures = write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        sizes = {name: len(rows) for name, rows in splits.items()}
+        write_model_card(folder, trainer.model, settings, recipe, results, sizes, pictures)
     # Last, since its presence says that the run is finished.
     trainer.save_metrics("train", {**train_metrics, "train_samples": len(splits["train"])}, combined=False)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
         show_examples(trainer)
-
-
-def leave_for_people(trainer: RNNSentTrainer, run: Run, texts: LabeledTexts, results: dict, sizes: dict, predictions):
-    """Pictures, recipe and model card in the run's directory."""
-    folder = Path(trainer.args.output_dir)
-    # A pickle that `Trainer` writes beside the weights; the recipe says the same to whoever loads the directory.
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
-    settings = run.settings()
-    recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    (folder / "recipe.yaml").write_text(
-        f"# Every setting that differs from its default; transformers {transformers.__version__}.\n{recipe}",
-        encoding="utf-8",
-    )
-    write_model_card(folder, trainer.model, settings, recipe, results, sizes)
 
 
 def show_examples(trainer: RNNSentTrainer):

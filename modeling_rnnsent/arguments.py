@@ -102,6 +102,13 @@ DATA_SOURCE_FIELDS = (
 class RNNSentTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` and what a run needs beside them."""
 
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether DistributedDataParallel looks for unused parameters. There are none."}
+    )
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "When `push_to_hub` uploads. Default: the finished directory, with its code and card."},
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available,
         metadata={"help": "Whether batches are laid in pinned memory. Default: where there is a GPU to copy them to."},
@@ -168,27 +175,43 @@ ModelArguments.__doc__ = (
 
 @dataclass
 class Run:
-    """One training run as described by a recipe and flags."""
+    """
+    One training run as described by a recipe and flags.
+
+    Args:
+        model (`ModelArguments`): The model.
+        data ([`DataArguments`]): The data.
+        training ([`RNNSentTrainingArguments`]): The training.
+        given (`set[str]`): Names that the recipe or a flag gave a value.
+        training_settings (`dict`): The training's settings that were given or differ from the defaults.
+    """
 
     model: Any
     data: DataArguments
     training: RNNSentTrainingArguments
-    recipe_name: str | None
+    given: set[str]
+    training_settings: dict[str, Any]
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting as a recipe that gives this run again: all that differs from its default, and the seeds."""
-        defaults = (ModelArguments(), DataArguments(), RNNSentTrainingArguments(output_dir=self.training.output_dir))
-        found = {}
-        for group, default in zip((self.model, self.data, self.training), defaults):
-            for name in (item.name for item in fields(group) if item.init and item.name not in _RUN_ONLY):
-                value = _plain(getattr(group, name))
-                if value is not None and (name in _ALWAYS_SAID or value != _plain(getattr(default, name))):
-                    found[name] = value
-        return found
+    def settings(self, config: RNNSentConfig) -> dict[str, Any]:
+        """Every setting, those of `config` included, as a recipe that gives this run again."""
+        model = {item.name: getattr(config, item.name, None) for item in fields(self.model)}
+        model["model_name_or_path"] = self.model.model_name_or_path
+        data = {item.name: getattr(self.data, item.name) for item in fields(self.data)}
+        return {name: value for name, value in {**model, **data, **self.training_settings}.items() if value is not None}
 
 
 # Said in every recipe that a run leaves, default or not.
-_ALWAYS_SAID = {"seed", "split_seed", "validation_size", "learning_rate", "optim"}
+_ALWAYS_SAID = {
+    "seed",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "train_sampling_strategy",
+}
 # Where a run writes and what it shows is not part of what it computes; a token is nobody's business.
 _RUN_ONLY = {
     "output_dir",
@@ -203,10 +226,24 @@ _RUN_ONLY = {
     "do_train",
     "do_predict",
 }
+# What `TrainingArguments` derives from other settings where it is not given.
+_DERIVED = {"greater_is_better", "metric_for_best_model"}
+
+
+def _training_settings(training: TrainingArguments, default: TrainingArguments, given: set[str]) -> dict[str, Any]:
+    found = {}
+    for name in (item.name for item in fields(training) if item.init and item.name not in _RUN_ONLY):
+        value = _plain(getattr(training, name))
+        said = name in _ALWAYS_SAID or name in given
+        if said or (name not in _DERIVED and value != _plain(getattr(default, name))):
+            found[name] = value
+    return found
 
 
 def _plain(value: Any) -> Any:
     """A value as YAML holds it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     if hasattr(value, "value"):  # an enum
         return value.value
     return value.to_dict() if hasattr(value, "to_dict") else value
@@ -251,6 +288,9 @@ def parse_run(argv: list[str] | None = None) -> Run:
     if given & set(DATA_SOURCE_FIELDS):
         recipe = {key: value for key, value in recipe.items() if key not in DATA_SOURCE_FIELDS}
 
+    given |= recipe.keys()
+    # Made before the run's own: every new one resets the state that `accelerate` keeps for the process.
+    default = RNNSentTrainingArguments(output_dir="runs")
     try:
         model, data, training, rest = parser.parse_args_into_dataclasses(
             args=_as_flags(recipe) + argv, return_remaining_strings=True, look_for_args_file=False
@@ -261,7 +301,7 @@ def parse_run(argv: list[str] | None = None) -> Run:
         raise InputError(f"cannot read {rest[0]!r}: a flag starts with -- and a recipe stands first.")
     if not training.output_dir or training.output_dir == "trainer_output":
         training.output_dir = f"runs/{recipe_path.stem}" if recipe_path else "runs/default"
-    return Run(model, data, training, recipe_path.name if recipe_path else None)
+    return Run(model, data, training, given, _training_settings(training, default, given))
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -283,7 +323,9 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
         if value is None:
             continue
         flags.append(f"--{key}")
-        if isinstance(value, list):
+        if value is False and key.endswith("_strategy"):
+            flags.append("no")  # which YAML reads as False
+        elif isinstance(value, list):
             flags.extend(map(str, value))
         else:
             flags.append(json.dumps(value) if isinstance(value, dict) else str(value))

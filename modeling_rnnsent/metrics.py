@@ -56,7 +56,8 @@ class MultiLabelMetrics(evaluate.Metric):
         mixed = [column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)]
         return {
             "accuracy": float(metrics.accuracy_score(truth, guesses)),
-            **_precision_recall_f1(truth, guesses, "micro"),
+            # One column is what scikit-learn takes for two classes of one label: count its 1s only.
+            **_precision_recall_f1(truth, guesses, "micro", labels=[1] if truth.shape[1] == 1 else None),
             **({"roc_auc": float(metrics.roc_auc_score(truth[:, mixed], scores[:, mixed]))} if mixed else {}),
         }
 

@@ -415,7 +415,10 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-            if "num_items_in_batch" in kwargs and self.config.problem_type != "single_label_classification":
+            if (
+                kwargs.get("num_items_in_batch") is not None
+                and self.config.problem_type != "single_label_classification"
+            ):
                 # Gradient accumulation: of the library's losses only cross-entropy divides by all the update's items.
                 loss = loss * labels.numel() / kwargs["num_items_in_batch"]
         return RNNSentClassifierOutput(

