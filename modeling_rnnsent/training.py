@@ -71,7 +71,8 @@ class RNNSentTrainer(Trainer):
         except Exception as error:  # torch, safetensors and tokenizers each have their own for a full disk
             kept = [path for path in _checkpoints(Path(self.args.output_dir)) if path != folder]
             left = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"
-            raise OSError(f"could not save {folder}: {error}; {left}") from error
+            full = folder.exists() and shutil.disk_usage(folder).free < 2**16
+            raise OSError(f"could not save {folder}: {'the disk is full' if full else error}; {left}") from error
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs):
         """Uploads `output_dir` as it stands: weights, tokenizer, code, card and pictures, without checkpoints."""

@@ -341,7 +341,7 @@ def test_traced_graph_says_that_it_takes_right_padding(caplog, monkeypatch):
     model = make(RNNSentForSequenceClassification, bidirectional=True, return_dict=False)
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
     with caplog.at_level("WARNING"):
-        traced = torch.jit.trace(model, example_kwarg_inputs=make_batch([5, 3]))
+        traced = torch.jit.trace(model, example_kwarg_inputs=make_batch([5, 3]), check_trace=False)
     assert "right-padded" in caplog.text
     for lengths in ([5, 3], [5, 1], [5, 5]):
         torch.testing.assert_close(traced(**make_batch(lengths)), model(**make_batch(lengths)))
