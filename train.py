@@ -6,11 +6,7 @@ Trains a recurrent text classifier from a recipe:
 `python train.py` does the same in one process. `--help` lists every field; a flag beats the recipe.
 """
 
-import os
 from contextlib import contextmanager
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
 from pathlib import Path
 
 import datasets
@@ -50,12 +46,12 @@ def main():
         datasets.disable_progress_bars()
     use_threads(arguments)
     checkpoint = find_checkpoint(arguments)
-    set_seed(arguments.seed)
 
     with arguments.main_process_first(desc="preparing the data"):
         texts = load_labeled_texts(run.data, run.model.problem_type)
         tokenizer = load_tokenizer(run, texts)
         splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
+    set_seed(arguments.seed)
     model = load_model(run, texts, tokenizer)
     choose_metric(arguments, texts.labels.problem_type, run.given)
     settings = run.settings(model.config)

@@ -8,6 +8,7 @@ keeps it. This file travels with every checkpoint and imports torch alone.
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -230,14 +231,19 @@ class RNNSentRecurrence(nn.Module):
         """`torch`'s own layer (oneDNN on a CPU, cuDNN on a GPU): output, h_n and, for an LSTM, c_n."""
         # cuDNN gives gradients only for what ran in training mode; without dropout the mode changes nothing else.
         train = self.training or torch.is_grad_enabled()
-        initial = tuple(part.to(input.dtype).contiguous() for part in initial)
         settings = (weights, True, 1, 0.0, train, False, True)
-        if self.cell_type == "lstm":
-            return torch.lstm(input, initial, *settings)
-        if self.cell_type == "gru":
-            return torch.gru(input, initial[0], *settings)
-        kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
-        return kernel(input, initial[0], *settings)
+        # On a CPU autocast would ask oneDNN for a half-precision layer, which most CPUs have no kernel for: the layer
+        # keeps the precision of its weights there.
+        on_cpu = input.device.type == "cpu"
+        dtype = weights[0].dtype if on_cpu else input.dtype
+        input, *initial = (part.to(dtype).contiguous() for part in (input, *initial))
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            if self.cell_type == "lstm":
+                return torch.lstm(input, initial, *settings)
+            if self.cell_type == "gru":
+                return torch.gru(input, initial[0], *settings)
+            kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
+            return kernel(input, initial[0], *settings)
 
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
         """The same for a cell that `torch` has no layer for, one step after the other."""

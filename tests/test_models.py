@@ -313,6 +313,17 @@ def test_half_precision(cell_type, dtype):
     torch.testing.assert_close(half.logits.float(), expected, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_autocast(cell_type):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type, num_hidden_layers=2, bidirectional=True)
+    batch = {**make_batch([6, 3]), "labels": torch.tensor([0, 1])}
+    expected = model(**batch).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch, use_cache=True).loss
+    loss.backward()
+    torch.testing.assert_close(loss.float(), expected, atol=0.02, rtol=0.02)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -340,6 +351,7 @@ def test_export_keeps_batch_and_length_free(settings):
 def test_traced_graph_says_that_it_takes_right_padding(caplog, monkeypatch):
     model = make(RNNSentForSequenceClassification, bidirectional=True, return_dict=False)
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    logging.warning_once.cache_clear()  # said once a process, maybe by a test before this one
     with caplog.at_level("WARNING"):
         traced = torch.jit.trace(model, example_kwarg_inputs=make_batch([5, 3]), check_trace=False)
     assert "right-padded" in caplog.text
