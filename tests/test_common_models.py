@@ -43,6 +43,7 @@ def common_tests():
     return common
 
 
+pytestmark = pytest.mark.slow
 common = common_tests()
 # The tests tell heads from base models by name in these tables, which hold transformers' own models only.
 common.MODEL_MAPPING_NAMES["rnnsent"] = "RNNSentModel"

@@ -109,7 +109,7 @@ def test_pooling_by_its_formula(pooling):
 
 
 @pytest.mark.parametrize(
-    ("cell_type", "pooling"), itertools.product(["rnn", "lstm", "gru"], ["last", "max_mean", "attention"])
+    ("cell_type", "pooling"), list(itertools.product(["rnn", "lstm", "gru"], ["last", "max_mean", "attention"]))
 )
 def test_padding_may_stand_anywhere_in_eager_mode(cell_type, pooling):
     model = make(RNNSentForSequenceClassification, cell_type=cell_type, pooling=pooling, bidirectional=True)
