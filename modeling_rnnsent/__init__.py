@@ -18,11 +18,11 @@ from .modeling_rnnsent import (
 )
 from .recurrence_rnnsent import RNNSentRecurrence
 
-AutoConfig.register("rnnsent", RNNSentConfig)
-AutoModel.register(RNNSentConfig, RNNSentModel)
-AutoModelForSequenceClassification.register(RNNSentConfig, RNNSentForSequenceClassification)
-AutoModelForTokenClassification.register(RNNSentConfig, RNNSentForTokenClassification)
-AutoModelForCausalLM.register(RNNSentConfig, RNNSentForCausalLM)
+AutoConfig.register("rnnsent", RNNSentConfig, exist_ok=True)
+AutoModel.register(RNNSentConfig, RNNSentModel, exist_ok=True)
+AutoModelForSequenceClassification.register(RNNSentConfig, RNNSentForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(RNNSentConfig, RNNSentForTokenClassification, exist_ok=True)
+AutoModelForCausalLM.register(RNNSentConfig, RNNSentForCausalLM, exist_ok=True)
 
 __all__ = [
     "RNNSentConfig",

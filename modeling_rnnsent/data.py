@@ -201,9 +201,9 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments) -> Da
     # By way of names that no column has, so that the two can also swap.
     dataset = dataset.rename_columns({column: f"__{name}" for name, column in wanted.items()})
     dataset = dataset.rename_columns({f"__{name}": name for name in wanted})
+    table = dataset.with_format("arrow")[:]
     for name in wanted:
-        missing = dataset.with_format("arrow")[name]
-        rows = np.flatnonzero(_is_null(missing))
+        rows = np.flatnonzero(table[name].is_null().to_numpy())
         if len(rows):
             raise InputError(
                 f"the {split} data has no value in column {wanted[name]!r} of row {rows[0] + 1}"
@@ -216,14 +216,6 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments) -> Da
             f"{getattr(kind, 'dtype', kind)}."
         )
     return dataset
-
-
-def _is_null(column: Any) -> np.ndarray:
-    chunks = getattr(column, "chunks", None)
-    if chunks is None:  # a lazily read column: take it as it is in memory
-        column = column[:]
-        chunks = getattr(column, "chunks", [column])
-    return np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
 
 
 def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
