@@ -4,7 +4,12 @@
 issue 149194). A right-padded batch gives the same numbers without it: what a forward direction computes up to a
 sequence's end does not depend on what follows, and a backward direction is a forward one over each sequence reversed
 within its own length. One thing is lost that way, the LSTM's cell state at each sequence's own end; `_held_after_end`
-keeps it. This file travels with every checkpoint and imports torch alone.
+keeps it.
+
+On a CPU most of the padding is not computed either: where lengths differ, the batch is sorted and cut in time
+(`layout_rnnsent`). torch's own kernel runs each segment; Elman and GRU layers, for which torch has none to train, run
+by `cells_rnnsent`. On a GPU the padded batch goes to cuDNN, and an exported graph takes the plain formulas. This file
+travels with every checkpoint and imports torch alone.
 """
 
 import math
@@ -13,6 +18,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .cells_rnnsent import elman_layer, gru_layer
+from .layout_rnnsent import BatchLayout
 
 NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
@@ -174,6 +182,7 @@ class RNNSentRecurrence(nn.Module):
             empty = state[0].new_zeros(batch_size, 0, output_size)
             return [empty] * self.num_layers, state[0], state if return_state else None
 
+        layout = None if lengths is None else self._layout(input, lengths)
         outputs, finals = [], []
         for layer in range(self.num_layers):
             if layer > 0:
@@ -182,36 +191,109 @@ class RNNSentRecurrence(nn.Module):
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
                 initial = tuple(part[index : index + 1] for part in state)
-                output, final = self._run_direction(input, lengths, initial, layer, direction, return_state)
+                weights = self._weights(layer, direction)
+                if layout is not None:
+                    output, final = self._run_rows(input, layout, initial, weights, direction, return_state)
+                else:
+                    output, final = self._run_padded(input, lengths, initial, weights, direction, return_state)
                 directions.append(output)
                 finals.append(final)
             output = directions[0] if len(directions) == 1 else merge_directions(*directions, self.merge_mode)
-            if lengths is not None:
-                output = output.masked_fill(~sequence_mask(lengths, max_length).unsqueeze(-1), 0)
+            if lengths is not None and layout is None:
+                padding = ~sequence_mask(lengths, max_length).unsqueeze(-1)
+                output = output.masked_fill(padding, 0) if output.requires_grad else output.masked_fill_(padding, 0)
             outputs.append(output)
         final_state = tuple(torch.cat(parts) for parts in zip(*finals)) if return_state else None
         final_hidden = final_state[0] if return_state else torch.cat([final[0] for final in finals])
         return outputs, final_hidden, final_state
 
-    def _run_direction(
+    @torch.compiler.disable  # the layout depends on the lengths themselves
+    def _layout(self, input: Tensor, lengths: Tensor) -> BatchLayout | None:
+        """How to skip the padding of this batch, or None where that is not possible or not worth it."""
+        is_graph = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        if is_graph or input.device.type != "cpu" or self.recurrence == "output":
+            return None
+        if not BatchLayout.can_save(lengths, input.shape[1]):
+            return None
+        size = input.shape[2] if input.dim() == 3 else self.hidden_size
+        # Fitted to measured steps: one more call of torch's kernel takes as long as so many rows of one time step.
+        segment_cost = 0 if self._has_own_cell() else 30 + 1e6 / (self.hidden_size * (size + self.hidden_size))
+        layout = BatchLayout(lengths, input.shape[1], segment_cost)
+        return layout if layout.saves else None
+
+    def _has_own_cell(self) -> bool:
+        """Whether `cells_rnnsent` runs the layer: cells whose kernel in torch has a gradient only as a slow loop."""
+        needs_grad = torch.is_grad_enabled()
+        return self.cell_type != "lstm" and self.recurrence == "hidden" and needs_grad
+
+    @torch.compiler.disable
+    def _run_rows(
+        self,
+        input: Tensor,
+        layout: BatchLayout,
+        initial: tuple[Tensor, ...],
+        weights: list[Tensor],
+        direction: int,
+        return_state: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One layer, one direction, by `layout`: what `_run_padded` gives, zero at padding."""
+        rows, weights = _look_up(layout.gather(input, reverse=direction == 1), weights)
+        if self.cell_type == "lstm" and return_state:
+            rows, weights = _held_after_end(rows, weights, layout.is_padding)
+        state = tuple(part.index_select(1, layout.order) for part in initial)
+        if self._has_own_cell():
+            output = self._own_cell(rows, state[0][0], weights, layout.counts)
+            cell_state = ()
+        else:
+            output, *cell_state = self._segments(rows, state, weights, layout.segments)
+            cell_state = tuple(part[:, layout.rank] for part in cell_state)
+        hidden_state = layout.at_end(output, initial[0][0]).unsqueeze(0)
+        return layout.scatter(output, reverse=direction == 1), (hidden_state, *cell_state)
+
+    def _segments(
+        self, rows: Tensor, state: tuple[Tensor, ...], weights: list[Tensor], segments: list[tuple[int, int]]
+    ) -> list[Tensor]:
+        """
+        torch's kernel over one segment of time after the other, each with the sequences that are still alive: output
+        `(num_rows, hidden)` and, for an LSTM, c_n `(1, batch, hidden)`, both in the layout's order.
+        """
+        outputs, ended = [], []
+        for part, (steps, count) in zip(rows.split([steps * count for steps, count in segments]), segments):
+            ended.append(tuple(part[:, count:] for part in state[1:]))
+            state = tuple(part[:, :count] for part in state)
+            output, *state = self._kernel(part.view(steps, count, -1), state, weights, batch_first=False)
+            outputs.append(output.view(-1, self.hidden_size))
+        ended.append(tuple(state[1:]))
+        return [torch.cat(outputs), *(torch.cat(parts[::-1], dim=1) for parts in zip(*ended))]
+
+    def _own_cell(self, rows: Tensor, hidden: Tensor, weights: list[Tensor], counts: list[int]) -> Tensor:
+        """The layer by `cells_rnnsent`: `(num_rows, input)` to `(num_rows, hidden)`."""
+        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        rows, hidden = rows.to(weight_ih.dtype), hidden[: counts[0]].to(weight_ih.dtype)
+        with torch.autocast("cpu", enabled=False):
+            if self.cell_type == "rnn":
+                projected = F.linear(rows, weight_ih, bias_ih + bias_hh)
+                return elman_layer(projected, hidden, weight_hh, counts, self.nonlinearity)
+            bias_rz, bias_n = bias_hh.split((2 * self.hidden_size, self.hidden_size))
+            projected = F.linear(rows, weight_ih, bias_ih + F.pad(bias_rz, (0, self.hidden_size)))
+            return gru_layer(projected, hidden, weight_hh, bias_n, counts)
+
+    def _run_padded(
         self,
         input: Tensor,
         lengths: Tensor | None,
         initial: tuple[Tensor, ...],
-        layer: int,
+        weights: list[Tensor],
         direction: int,
         return_state: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One layer, one direction: output `(batch, time, hidden)` in reading order of the text, and final state."""
-        weights = self._weights(layer, direction)
         if direction == 1:
             input = reverse_sequences(input, lengths)
-        if not input.is_floating_point():
-            # W times a one-hot vector is a column of W: look it up, and let the layer's own input weights be 1.
-            input = F.embedding(input, weights[0].t())
-            weights[0] = torch.eye(weights[0].shape[0], dtype=input.dtype, device=input.device)
+        input, weights = _look_up(input, weights)
         if self.cell_type == "lstm" and return_state and lengths is not None:
-            input, weights[0] = _held_after_end(input, weights[0], lengths)
+            is_padding = ~sequence_mask(lengths, input.shape[1])
+            input, weights = _held_after_end(input, weights, is_padding)
 
         if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
             output, *final = self._scan(input, initial, weights)
@@ -227,14 +309,22 @@ class RNNSentRecurrence(nn.Module):
         return output, tuple(final)
 
     @torch.compiler.disable  # torch.compile would unroll the kernel into one piece of graph a time step
-    def _kernel(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
+    def _kernel(
+        self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor], batch_first: bool = True
+    ) -> tuple[Tensor, ...]:
         """`torch`'s own layer (oneDNN on a CPU, cuDNN on a GPU): output, h_n and, for an LSTM, c_n."""
+        on_cpu = input.device.type == "cpu"
+        if on_cpu and self._has_own_cell() and not torch.jit.is_tracing():
+            batch_size, max_length = input.shape[:2]
+            rows = input.transpose(0, 1).flatten(0, 1)
+            output = self._own_cell(rows, initial[0][0], weights, [batch_size] * max_length)
+            output = output.view(max_length, batch_size, -1).transpose(0, 1)
+            return output, output[:, -1].unsqueeze(0)
         # cuDNN gives gradients only for what ran in training mode; without dropout the mode changes nothing else.
         train = self.training or torch.is_grad_enabled()
-        settings = (weights, True, 1, 0.0, train, False, True)
+        settings = (weights, True, 1, 0.0, train, False, batch_first)
         # On a CPU autocast would ask oneDNN for a half-precision layer, which most CPUs have no kernel for: the layer
         # keeps the precision of its weights there.
-        on_cpu = input.device.type == "cpu"
         dtype = weights[0].dtype if on_cpu else input.dtype
         input, *initial = (part.to(dtype).contiguous() for part in (input, *initial))
         with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
@@ -307,16 +397,27 @@ def _at_end(output: Tensor, lengths: Tensor, initial: Tensor) -> Tensor:
     return torch.where((lengths > 0).view(1, -1, 1), final, initial.to(final.dtype))
 
 
-def _held_after_end(input: Tensor, weight_ih: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def _look_up(input: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """
+    Vectors as they are. Ids of one-hot vectors become what the input weights make of them, a column of W for each, and
+    the layer's own input weights become the identity.
+    """
+    if input.is_floating_point():
+        return input, weights
+    identity = torch.eye(weights[0].shape[0], dtype=weights[0].dtype, device=input.device)
+    return F.embedding(input, weights[0].t()), [identity, *weights[1:]]
+
+
+def _held_after_end(input: Tensor, weights: list[Tensor], is_padding: Tensor) -> tuple[Tensor, list[Tensor]]:
     """
     The LSTM's input and input weights with one column more, which is 1 at padding and there drives the input gate to 0
     and the forget gate to 1: c_t = 1 * c_(t-1) + 0 * g_t. The layer's c_n is then the cell state at each sequence's own
     end, and no gradient passes through padding.
     """
     saturated = 1e4  # beyond where the sigmoid reaches 0 and 1 exactly, and within float16
-    padding = ~sequence_mask(lengths, input.shape[1]).unsqueeze(-1)
-    hidden_size = weight_ih.shape[0] // 4
-    column = weight_ih.new_zeros(weight_ih.shape[0], 1)
-    column[:hidden_size] = -saturated
-    column[hidden_size : 2 * hidden_size] = saturated
-    return torch.cat((input, padding.to(input.dtype)), dim=-1), torch.cat((weight_ih, column), dim=-1)
+    gates = weights[0].shape[0]
+    column = weights[0].new_zeros(gates, 1)
+    column[: gates // 4] = -saturated
+    column[gates // 4 : gates // 2] = saturated
+    input = torch.cat((input, is_padding.unsqueeze(-1).to(input.dtype)), dim=-1)
+    return input, [torch.cat((weights[0], column), dim=-1), *weights[1:]]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from modeling_rnnsent import RNNSentRecurrence
+from modeling_rnnsent.layout_rnnsent import BatchLayout
 
 INPUT_SIZE, HIDDEN_SIZE = 5, 7
 CELLS = [("rnn", "tanh"), ("rnn", "relu"), ("lstm", "tanh"), ("gru", "tanh")]
@@ -65,6 +66,73 @@ def test_equals_packed_torch_in_outputs_states_and_gradients(cell, num_layers, b
         expected_gradients = gradients(expected, expected_final, weights, [input, *state, *expected_layer.parameters()])
         # float32 sums over a batch carry an error in proportion to their size, which the relative part allows for
         torch.testing.assert_close(actual_gradients, expected_gradients, **tolerance)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "both"])
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_batch_cut_into_segments_equals_packed_torch(cell, bidirectional):
+    # Sizes and lengths at which cutting the batch in time pays, several times over.
+    cell_type, nonlinearity = cell
+    torch.manual_seed(1)
+    lengths = torch.tensor([300, 17, 64, 300, 65, 128, 1, 33, 250, 48, 16, 90])
+    kind = getattr(nn, cell_type.upper())
+    options = {"nonlinearity": nonlinearity} if cell_type == "rnn" else {}
+    expected_layer = kind(20, 60, 2, batch_first=True, bidirectional=bidirectional, **options).double()
+    layer = RNNSentRecurrence(20, 60, 2, cell_type, nonlinearity, bidirectional=bidirectional).double()
+    layer.load_state_dict(expected_layer.state_dict())
+    input = torch.randn(len(lengths), 300, 20, dtype=torch.float64, requires_grad=True)
+    state = tuple(
+        torch.randn(2 * (1 + bidirectional), len(lengths), 60, dtype=torch.float64, requires_grad=True)
+        for _ in range(2 if cell_type == "lstm" else 1)
+    )
+    expected, expected_final = run_packed(expected_layer, input, lengths, state)
+    outputs, _, final = layer(input, lengths, state)
+    tolerance = {"atol": 1e-10, "rtol": 1e-10}
+    torch.testing.assert_close((outputs[-1], *final), (expected, *expected_final), **tolerance)
+    weights = [torch.randn_like(part) for part in (expected, *expected_final)]
+    torch.testing.assert_close(
+        gradients(outputs[-1], final, weights, [input, *state, *layer.parameters()]),
+        gradients(expected, expected_final, weights, [input, *state, *expected_layer.parameters()]),
+        **tolerance,
+    )
+    with torch.no_grad():
+        outputs, _, final = layer(input, lengths, state)
+        torch.testing.assert_close((outputs[-1], *final), (expected, *expected_final), **tolerance)
+        without_state, hidden, _ = layer(input, lengths, state, return_state=False)
+        torch.testing.assert_close((without_state[-1], hidden), (expected, expected_final[0]), **tolerance)
+
+
+@pytest.mark.parametrize("segment_cost", [0, 1, 30, 200, 10000])
+def test_layout_is_the_cheapest_and_brings_every_row_back(segment_cost):
+    lengths = torch.tensor([70, 3, 0, 70, 33, 16, 1, 50])
+    layout = BatchLayout(lengths, 75, segment_cost)
+
+    def cost(cuts):
+        edges = [0, *cuts, 70]
+        spans = zip(edges, edges[1:])
+        return sum((end - start) * int((lengths > start).sum()) + segment_cost for start, end in spans)
+
+    grain = 16 if segment_cost else 1
+    ends = sorted({min(70, -(-length // grain) * grain) for length in lengths.tolist()} - {0, 70})
+    cheapest = min(cost(cuts) for size in range(len(ends) + 1) for cuts in itertools.combinations(ends, size))
+    assert sum(steps * rows + segment_cost for steps, rows in layout.segments) == cheapest
+    assert [rows for steps, rows in layout.segments for _ in range(steps)] == layout.counts
+
+    input = torch.arange(1, 8 * 75 * 2 + 1).view(8, 75, 2).float()
+    mask = (torch.arange(75) < lengths.unsqueeze(1)).unsqueeze(-1)
+    for reverse in (False, True):
+        rows = layout.gather(input, reverse)
+        torch.testing.assert_close(layout.scatter(rows, reverse), input * mask, rtol=0, atol=0)
+        first = rows[: layout.counts[0]][layout.rank[0]]
+        torch.testing.assert_close(first, input[0, 69 if reverse else 0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "gru"])
+def test_own_cells_are_refused_a_second_derivative(cell_type):
+    layer = RNNSentRecurrence(INPUT_SIZE, HIDDEN_SIZE, cell_type=cell_type)
+    input = torch.randn(2, 3, INPUT_SIZE, requires_grad=True)
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(layer(input)[0][-1].sum(), input, create_graph=True)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)

@@ -1,0 +1,152 @@
+"""
+The recurrent layer against `torch.nn`'s on packed sequences and on the padded batch:
+
+    python benchmarks/recurrence.py [--full] [--only TEXT]
+
+One training step is forward and backward to the input and all weights; one inference pass is forward without
+gradients. Tokens are counted without padding. The padded `torch.nn` is not right for two directions (the one from the
+end starts in padding) and is there to show what the padded work takes.
+"""
+
+import argparse
+import itertools
+
+import torch
+from measuring import (
+    alternate,
+    describe_machine,
+    peak_memory,
+    product_peak,
+    ratio,
+    review_lengths,
+    show,
+    summary,
+    write,
+)
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from modeling_rnnsent.recurrence_rnnsent import NUM_GATES, RNNSentRecurrence
+
+SIZES = ((20, 64), (128, 128), (300, 256), (300, 512))
+LENGTHS = ("equal", "about equal", "random")
+
+
+def default_rows() -> list[tuple]:
+    """Rows `(cell, directions, sizes, batch, lengths)` that end within 15 minutes."""
+    rows = list(itertools.product(("lstm", "gru", "rnn"), (1,), SIZES[:2], (32, 64), LENGTHS))
+    rows += itertools.product(("lstm", "gru", "rnn"), (1,), SIZES[:2], (1,), ("equal",))
+    rows += itertools.product(("lstm", "gru"), (2,), SIZES[1:2], (32, 64), ("random",))
+    rows += itertools.product(("lstm", "gru"), (1,), SIZES[:2], (256,), ("random",))
+    rows += itertools.product(("lstm", "gru", "rnn"), (1,), SIZES[2:3], (32,), ("about equal", "random"))
+    return rows
+
+
+def full_rows() -> list[tuple]:
+    return list(itertools.product(("lstm", "gru", "rnn"), (1, 2), SIZES, (1, 32, 64, 256), LENGTHS))
+
+
+def draw_lengths(kind: str, batch: int, pool: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if kind == "equal":
+        return torch.full((batch,), int(pool.float().mean()))
+    if kind == "about equal":  # neighbours in a pool of 50 batches sorted by length, as the Trainer's batches are
+        drawn = pool[torch.randint(len(pool), (50 * batch,), generator=generator)].sort().values
+        return drawn[25 * batch : 26 * batch]
+    return pool[torch.randint(len(pool), (batch,), generator=generator)]
+
+
+def make_sides(cell: str, directions: int, sizes: tuple[int, int], input: torch.Tensor, lengths: torch.Tensor) -> dict:
+    """The three layers with the same weights, each a function from the input to its output."""
+    bidirectional = directions == 2
+    reference = getattr(nn, cell.upper())(*sizes, batch_first=True, bidirectional=bidirectional)
+    engine = RNNSentRecurrence(*sizes, cell_type=cell, bidirectional=bidirectional)
+    engine.load_state_dict(reference.state_dict())
+    given = None if bool((lengths == input.shape[1]).all()) else lengths
+
+    def packed():
+        sequences = pack_padded_sequence(input, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(reference(sequences)[0], batch_first=True)[0]
+
+    return {
+        "ours": (lambda: engine(input, given, return_state=False)[0][-1], list(engine.parameters())),
+        "packed": (packed, list(reference.parameters())),
+        "padded": (lambda: reference(input)[0], list(reference.parameters())),
+    }
+
+
+def measure(row: tuple, pool: torch.Tensor, peak: float, repeats: int) -> list[dict]:
+    cell, directions, sizes, batch, kind = row
+    lengths = draw_lengths(kind, batch, pool, torch.Generator().manual_seed(0))
+    tokens = int(lengths.sum())
+    input = torch.randn(batch, int(lengths.max()), sizes[0], requires_grad=True)
+    mask = (torch.arange(input.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
+    sides = make_sides(cell, directions, sizes, input, lengths)
+    outputs = {name: forward() for name, (forward, _) in sides.items()}
+    torch.testing.assert_close(outputs["ours"], outputs["packed"], atol=1e-4, rtol=1e-4)
+    gradient = torch.randn_like(outputs["ours"]) * mask
+
+    def training(name: str):
+        forward, parameters = sides[name]
+        return lambda: torch.autograd.grad(forward(), [input, *parameters], gradient)
+
+    @torch.no_grad()
+    def inference(name: str):
+        sides[name][0]()
+
+    flop = 2 * NUM_GATES[cell] * sizes[1] * sum(sizes) * directions * tokens
+    results = []
+    for mode, calls, factor in (
+        ("training", {name: training(name) for name in sides}, 3),
+        ("inference", {name: (lambda name=name: inference(name)) for name in sides}, 1),
+    ):
+        seconds = alternate(calls, repeats, most_seconds=6)
+        ours = summary(seconds["ours"])
+        results.append(
+            {
+                "mode": mode,
+                "cell": cell,
+                "directions": directions,
+                "sizes": f"{sizes[0]}->{sizes[1]}",
+                "batch": batch,
+                "lengths": kind,
+                "ms": 1e3 * ours["median"],
+                "ms, packed": 1e3 * summary(seconds["packed"])["median"],
+                "ms, padded": 1e3 * summary(seconds["padded"])["median"],
+                "packed / ours": ratio(seconds["ours"], seconds["packed"]),
+                "padded / ours": ratio(seconds["ours"], seconds["padded"]),
+                "ktokens/s": tokens / ours["median"] / 1e3,
+                "% of peak": 100 * factor * flop / ours["median"] / 1e9 / peak,
+                "MiB": peak_memory(calls["ours"]),
+                "MiB, padded": peak_memory(calls["padded"]),
+                "seconds": {name: summary(values) for name, values in seconds.items()},
+            }
+        )
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="every combination (hours: packed sequences are slow)")
+    parser.add_argument("--only", default="", help="only rows whose description holds this text, e.g. 'gru 1'")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    machine, pool = describe_machine(), review_lengths()
+    torch.manual_seed(0)
+    rows = []
+    for row in full_rows() if arguments.full else default_rows():
+        if arguments.only in " ".join(map(str, row)):
+            peak = product_peak()
+            rows += measure(row, pool, peak, arguments.repeats)
+            rows[-1]["peak GFLOP/s"] = rows[-2]["peak GFLOP/s"] = peak
+            brief = ("ms", "packed / ours", "padded / ours")
+            print(
+                *row, *(f"{r['mode']}: " + ", ".join(f"{k} {r[k]:.3g}" for k in brief) for r in rows[-2:]), flush=True
+            )
+    for mode in ("training", "inference"):
+        chosen = [{k: v for k, v in r.items() if k not in ("mode", "seconds")} for r in rows if r["mode"] == mode]
+        show(f"{mode}: {machine}", chosen)
+    write("recurrence" + ("_full" if arguments.full else ""), machine, rows)
+
+
+if __name__ == "__main__":
+    main()

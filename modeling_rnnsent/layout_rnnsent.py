@@ -1,0 +1,124 @@
+"""
+How a batch of sequences of different lengths is laid out for a CPU: sorted by length, cut in time.
+
+At any step only the sequences that are still alive are worth computing. Sorted by falling length they are the first
+`counts[step]` rows, so a layer can run on one segment of time after the other with fewer and fewer rows, its state
+carried over, and gives exactly the numbers of the padded batch. This file travels with every checkpoint and imports
+torch and numpy alone.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Where padding is a smaller share than this of the batch, moving the rows costs more than it saves.
+_LEAST_SAVED = 0.1
+# Cuts fall on multiples of this many steps: torch's kernel is prepared once for every new shape and then kept.
+_GRAIN = 16
+
+
+class BatchLayout:
+    """
+    A right-padded batch `(batch, time, size)` as flat rows `(num_rows, size)`: step after step, at each step the first
+    `counts[step]` sequences by falling length.
+
+    Args:
+        lengths (`torch.LongTensor` of shape `(batch,)`): Number of positions of each sequence, 0 to `max_length`.
+        max_length (`int`): Number of steps of the padded batch.
+        segment_cost (`float`): What one more cut costs, in rows computed for one step. 0 cuts wherever a sequence ends.
+
+    Attributes:
+        segments (`list[tuple[int, int]]`): Steps and rows of each stretch of time that has one count.
+        counts (`list[int]`): Rows at each step.
+        order (`torch.LongTensor` of shape `(batch,)`): The sequences by falling length.
+        rank (`torch.LongTensor` of shape `(batch,)`): Each sequence's place in `order`.
+    """
+
+    def __init__(self, lengths: Tensor, max_length: int, segment_cost: float = 0.0):
+        self.lengths = lengths
+        self.max_length = max_length
+        sorted_lengths, self.order = lengths.sort(descending=True, stable=True)
+        self.segments = _cut(sorted_lengths.numpy(), segment_cost)
+        steps, rows = np.array(self.segments, dtype=np.int64).reshape(-1, 2).T
+        counts = np.repeat(rows, steps)
+        self.counts = counts.tolist()
+        self.num_rows = int(counts.sum())
+        starts = np.cumsum(counts) - counts
+        self._starts = torch.from_numpy(starts)
+        time = np.repeat(np.arange(len(counts)), counts)
+        rank = np.arange(self.num_rows) - np.repeat(starts, counts)
+        self.rank = self.order.argsort()
+        self._time = torch.from_numpy(time)
+        self._sequence = self.order[torch.from_numpy(rank)]
+
+    @staticmethod
+    def can_save(lengths: Tensor, max_length: int) -> bool:
+        """Whether there is so much padding that a layout may be less work than the padded batch."""
+        return 0 < int(lengths.sum()) < (1 - _LEAST_SAVED) * len(lengths) * max_length
+
+    @property
+    def saves(self) -> bool:
+        """Whether this is less work than the padded batch by enough to pay for moving the rows."""
+        return self.num_rows < (1 - _LEAST_SAVED) * len(self.lengths) * self.max_length
+
+    @property
+    def is_padding(self) -> Tensor:
+        """`(num_rows,)`: True at rows beyond their sequence's end."""
+        return self._time >= self.lengths[self._sequence]
+
+    def gather(self, input: Tensor, reverse: bool) -> Tensor:
+        """`(batch, time, ...)` to `(num_rows, ...)`; with `reverse` each sequence from its own end."""
+        position = self._time
+        if reverse:
+            mirrored = self.lengths[self._sequence] - 1 - position
+            position = torch.where(mirrored >= 0, mirrored, position)
+        return _rows(input.flatten(0, 1), self._sequence * self.max_length + position)
+
+    def scatter(self, output: Tensor, reverse: bool) -> Tensor:
+        """`(num_rows, size)` back to `(batch, time, size)` in the text's own order, zero at padding."""
+        position = torch.arange(self.max_length).expand(len(self.lengths), -1)
+        is_padding = position >= self.lengths.unsqueeze(1)
+        if reverse:
+            position = self.lengths.unsqueeze(1) - 1 - position
+        row = self._starts[position.masked_fill(is_padding, 0)] + self.rank.unsqueeze(1)
+        padded = torch.cat((output, output.new_zeros(1, output.shape[1])))
+        return _rows(padded, row.masked_fill(is_padding, self.num_rows))
+
+    def at_end(self, output: Tensor, initial: Tensor) -> Tensor:
+        """Each sequence's last row of `(num_rows, size)`; without a token its row of `initial`, `(batch, size)`."""
+        has_tokens = self.lengths > 0
+        row = self._starts[(self.lengths - 1).clamp(min=0)] + self.rank
+        final = _rows(output, row.masked_fill(~has_tokens, 0))
+        return torch.where(has_tokens.unsqueeze(1), final, initial)
+
+
+def _rows(input: Tensor, index: Tensor) -> Tensor:
+    # A lookup of rows: on a CPU its gradient is three times as fast as that of `gather`.
+    return F.embedding(index, input) if input.dim() == 2 else input[index]
+
+
+def _cut(lengths: np.ndarray, segment_cost: float) -> list[tuple[int, int]]:
+    """
+    The cheapest segments `(steps, rows)` for lengths in falling order, each costing `steps * rows + segment_cost`.
+
+    Shortest path over the candidate cuts: a sequence's end, rounded up to `_GRAIN` steps where a cut has a cost.
+    """
+    ends = np.unique(lengths[lengths > 0])
+    if segment_cost > 0:
+        ends = np.unique(np.minimum(-(-ends // _GRAIN) * _GRAIN, lengths[0]))
+    cuts = np.concatenate(([0], ends))
+    alive = np.searchsorted(-lengths, -cuts[:-1])  # sequences longer than each cut
+    if segment_cost <= 0:
+        return list(zip(np.diff(cuts).tolist(), alive.tolist()))
+    cost, origin = np.zeros(len(cuts)), np.zeros(len(cuts), dtype=np.int64)
+    for end in range(1, len(cuts)):
+        costs = cost[:end] + segment_cost + (cuts[end] - cuts[:end]) * alive[:end]
+        origin[end] = costs.argmin()
+        cost[end] = costs[origin[end]]
+    segments, end = [], len(cuts) - 1
+    while end > 0:
+        start = origin[end]
+        segments.append((int(cuts[end] - cuts[start]), int(alive[start])))
+        end = start
+    return segments[::-1]
