@@ -10,6 +10,7 @@ import psutil
 import torch
 from huggingface_hub import upload_folder
 from safetensors import safe_open
+from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -17,6 +18,7 @@ from transformers.utils import logging
 
 from .arguments import RNNSentTrainingArguments
 from .errors import InputError
+from .optimization import LazyAdamW, clip_gradients, lazy_embedding
 
 logger = logging.get_logger(__name__)
 
@@ -26,17 +28,58 @@ _CHECKPOINT_FILES = ("config.json", "model.safetensors", "trainer_state.json", "
 
 class RNNSentTrainer(Trainer):
     """
-    A `Trainer` with four differences.
+    A `Trainer` with five differences.
 
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
     (transformers issue 48025). A checkpoint that cannot be written to its end is removed again, so that the one before
-    it is the last. The model card is left to `reports`, and what is pushed to the Hub is
-    the finished directory.
+    it is the last. The model card is left to `reports`, and what is pushed to the Hub is the finished directory. On a
+    CPU, AdamW is [`LazyAdamW`], whose step does not grow with the vocabulary.
     """
+
+    _lazy_embedding: lazy_embedding | None = None
 
     def _get_train_sampler(self, train_dataset=None):
         # The data set as it is: the one that `Trainer` hands over has lost its column of lengths.
-        return super()._get_train_sampler(self.train_dataset)
+        sampler = super()._get_train_sampler(self.train_dataset)
+        if getattr(sampler, "lengths", None) is not None:
+            sampler.lengths = list(sampler.lengths)  # a column of the data set is slow to look up row by row
+        return sampler
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self._takes_lazy_optimizer():
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer_cls_and_kwargs = (LazyAdamW, settings)
+            optimizer = super().create_optimizer(model)
+            self._lazy_embedding = lazy_embedding(self.model.get_input_embeddings(), optimizer)
+        return super().create_optimizer(model)
+
+    def _takes_lazy_optimizer(self) -> bool:
+        embedding = self.model.get_input_embeddings()
+        return (
+            self.args.device.type == "cpu"
+            and self.args.optim in ("adamw_torch", "adamw_torch_fused")
+            and not self.args.optim_args
+            and isinstance(embedding, nn.Embedding)
+            and embedding.weight.requires_grad
+            and not self.model.config.tie_word_embeddings
+        )
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._lazy_embedding is not None:
+                self._lazy_embedding.remove()
+
+    def _clip_grad_norm(self, model):
+        if self._lazy_embedding is None:
+            return super()._clip_grad_norm(model)
+        return clip_gradients(list(model.parameters()), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if self._lazy_embedding is None or grad_norm is not None:
+            return super()._get_grad_norm(model, grad_norm)
+        return clip_gradients(list(model.parameters()), float("inf"))
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
@@ -47,6 +90,8 @@ class RNNSentTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         existed = folder.exists()
+        if self._lazy_embedding is not None:
+            self._lazy_embedding.optimizer.settle()
         try:
             with self._saving(folder):
                 super()._save_checkpoint(model, trial)

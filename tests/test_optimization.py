@@ -1,0 +1,119 @@
+"""The lazily updated AdamW against `torch.optim.AdamW` on dense gradients."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from modeling_rnnsent.optimization import LazyAdamW, clip_gradients, lazy_embedding
+
+VOCABULARY = 200
+
+
+class Bag(nn.Module):
+    """An embedding whose mean is classified."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 6, padding_idx=0)
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, ids):
+        return self.linear(torch.tanh(self.embedding(ids)).mean(1))
+
+
+def batches(number, seed=0):
+    """Zipf-like ids: a few words in every batch, most of them once in a hundred batches."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = 1 / torch.arange(1, VOCABULARY + 1).float()
+    for _ in range(number):
+        ids = torch.multinomial(weights, 4 * 5, replacement=True, generator=generator).view(4, 5)
+        yield ids, torch.randint(3, (4,), generator=generator)
+
+
+def train(model, optimizer, data, schedule=None, max_norm=None):
+    norms = []
+    for ids, labels in data:
+        nn.functional.cross_entropy(model(ids), labels).backward()
+        if max_norm is not None:
+            norms.append(clip_gradients(list(model.parameters()), max_norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        if schedule is not None:
+            schedule.step()
+    return norms
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_equals_dense_adamw(weight_decay, dtype):
+    torch.manual_seed(0)
+    dense = Bag().to(dtype)
+    lazy = copy.deepcopy(dense)
+    settings = {"lr": 0.01, "weight_decay": weight_decay}
+    expected, optimizer = torch.optim.AdamW(dense.parameters(), **settings), LazyAdamW(lazy.parameters(), **settings)
+    handle = lazy_embedding(lazy.embedding, optimizer)
+    for one, model in ((expected, dense), (optimizer, lazy)):
+        train(model, one, batches(1500), torch.optim.lr_scheduler.LinearLR(one, 1.0, 0.1, total_iters=1500))
+    ids = torch.arange(VOCABULARY).view(1, -1)
+    lazy.eval()
+    tolerance = 1e-4  # of weights of about 1; see the note on eps
+    torch.testing.assert_close(lazy(ids), dense(ids), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        dict(lazy.named_parameters()), dict(dense.named_parameters()), rtol=tolerance, atol=tolerance
+    )
+    ours, theirs = optimizer.state_dict()["state"], expected.state_dict()["state"]
+    for index, state in theirs.items():
+        torch.testing.assert_close(ours[index], state, rtol=tolerance, atol=tolerance)
+    handle.remove()
+    lazy.train()(ids).sum().backward()
+    assert not lazy.embedding.weight.grad.is_sparse
+
+
+def test_only_rows_that_were_read_move_until_settled():
+    torch.manual_seed(0)
+    model = Bag()
+    optimizer = LazyAdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    lazy_embedding(model.embedding, optimizer)
+    train(model, optimizer, [(torch.tensor([[3, 4]]), torch.tensor([1]))])
+    after_one = model.embedding.weight.detach().clone()
+    train(model, optimizer, [(torch.tensor([[4, 5]]), torch.tensor([1]))])
+    changed = (model.embedding.weight != after_one).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [4, 5]
+    optimizer.settle()
+    changed = (model.embedding.weight != after_one).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [3, 4, 5]
+
+
+def test_goes_on_from_its_state_dict():
+    torch.manual_seed(0)
+    model = Bag()
+    optimizer = LazyAdamW(model.parameters())
+    lazy_embedding(model.embedding, optimizer)
+    train(model, optimizer, batches(40))
+    state = copy.deepcopy(optimizer.state_dict())
+    other = Bag()
+    other.load_state_dict(model.state_dict())
+    resumed = LazyAdamW(other.parameters())
+    lazy_embedding(other.embedding, resumed)
+    resumed.load_state_dict(state)
+    for one, net in ((optimizer, model), (resumed, other)):
+        train(net, one, batches(40, seed=1))
+        one.settle()
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("max_norm", [0.05, float("inf")])
+def test_clips_sparse_and_dense_gradients_together(max_norm):
+    torch.manual_seed(0)
+    dense = Bag()
+    lazy = copy.deepcopy(dense)
+    lazy.embedding.sparse = True
+    ids, labels = next(batches(1))
+    for model in (dense, lazy):
+        nn.functional.cross_entropy(model(ids), labels).backward()
+    expected = nn.utils.clip_grad_norm_(dense.parameters(), max_norm)
+    torch.testing.assert_close(clip_gradients(list(lazy.parameters()), max_norm), expected)
+    torch.testing.assert_close(lazy.embedding.weight.grad.to_dense(), dense.embedding.weight.grad)
+    torch.testing.assert_close(lazy.linear.weight.grad, dense.linear.weight.grad)
