@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -405,6 +405,20 @@ def tokenize(
     return DatasetDict(tokenized)
 
 
+def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Rows of ids, filled up on the right: ids and attention mask `(len(rows), longest)`, int64.
+
+    A batch of empty texts keeps one column of padding, since torch's layers refuse none.
+    """
+    lengths = np.array([len(row) for row in rows])
+    input_ids = np.full((len(rows), max(1, int(lengths.max()))), pad_token_id, dtype=np.int64)
+    for row, target, length in zip(rows, input_ids, lengths):
+        target[:length] = row
+    attention_mask = np.arange(input_ids.shape[1]) < lengths[:, None]
+    return input_ids, attention_mask.astype(np.int64)
+
+
 @dataclass
 class PaddingCollator:
     """
@@ -419,16 +433,8 @@ class PaddingCollator:
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        lengths = [len(row["input_ids"]) for row in rows]
-        # A batch of empty texts keeps one column of padding, since torch's layers refuse none.
-        input_ids = np.full((len(rows), max(1, *lengths)), self.pad_token_id, dtype=np.int64)
-        for row, target, length in zip(rows, input_ids, lengths):
-            target[:length] = row["input_ids"]
-        attention_mask = np.arange(input_ids.shape[1]) < np.array(lengths)[:, None]
-        batch = {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
-        }
+        input_ids, attention_mask = pad([row["input_ids"] for row in rows], self.pad_token_id)
+        batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
         if "labels" in rows[0]:
             labels = np.array([row["labels"] for row in rows])
             batch["labels"] = torch.from_numpy(labels.astype(np.float32) if labels.dtype.kind == "f" else labels)

@@ -28,7 +28,9 @@ class RNNSentModelOutput(ModelOutput):
             One vector a text, by `config.pooling`; twice `output_size` long for `"max_mean"`.
         state (`tuple[torch.FloatTensor]`, *optional*, returned with `use_cache=True`):
             Final state `(h_n,)`, or `(h_n, c_n)` for an LSTM, each of shape `(num_hidden_layers * num_directions,
-            batch_size, hidden_size)` and at each text's own end. Pass it back as `state` to read on.
+            batch_size, hidden_size)` and at each text's own end, and then what the pooling keeps of the text, each of
+            shape `(batch_size, size)`. Pass it back as `state` to read on: with one direction, a text read in pieces
+            gives what it gives in one.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
             The embeddings and the output of every recurrent layer.
     """
@@ -95,12 +97,19 @@ class RNNSentPooler(nn.Module):
         super().__init__()
         self.pooling = config.pooling
         self.merge_mode = config.merge_mode
+        self.output_size = config.output_size
         self.num_directions = 2 if config.bidirectional else 1
         if self.pooling == "attention":
             self.attention = nn.Linear(config.output_size, config.output_size)
             self.context = nn.Linear(config.output_size, 1, bias=False)
 
-    def forward(self, hidden_states: Tensor, final_hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        final_hidden: Tensor,
+        mask: Tensor | None,
+        past: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """
         Args:
             hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, output_size)`):
@@ -109,42 +118,73 @@ class RNNSentPooler(nn.Module):
                 Final hidden states.
             mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 True at tokens. None: everywhere.
+            past (`tuple[torch.FloatTensor]`, *optional*):
+                What the text read so far has left, as returned, each of shape `(batch_size, size)` by `state_sizes`.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, pooled_size)`.
+            `torch.FloatTensor` of shape `(batch_size, pooled_size)`, and the past of what is read next.
         """
         if self.pooling == "last":
             if self.num_directions == 1:
-                return final_hidden[-1]
-            return merge_directions(final_hidden[-2], final_hidden[-1], self.merge_mode)
-        if hidden_states.shape[1] == 0:
-            repeats = 2 if self.pooling == "max_mean" else 1
-            return hidden_states.new_zeros(hidden_states.shape[0], repeats * hidden_states.shape[2])
-        if self.pooling == "max":
-            return self._max(hidden_states, mask)
-        if self.pooling == "mean":
-            return self._mean(hidden_states, mask)
-        if self.pooling == "max_mean":
-            return torch.cat((self._max(hidden_states, mask), self._mean(hidden_states, mask)), dim=-1)
-        scores = self.context(torch.tanh(self.attention(hidden_states)))
+                return final_hidden[-1], ()
+            return merge_directions(final_hidden[-2], final_hidden[-1], self.merge_mode), ()
+        if past is None:
+            past = self._no_past(hidden_states)
+        if hidden_states.shape[1] > 0:
+            read = {"max": self._read_max, "mean": self._read_mean, "attention": self._read_attention}
+            if self.pooling == "max_mean":
+                past = (*self._read_max(hidden_states, mask, past[:1]), *self._read_mean(hidden_states, mask, past[1:]))
+            else:
+                past = read[self.pooling](hidden_states, mask, past)
+        pooled = []
+        if self.pooling in ("max", "max_mean"):
+            pooled.append(past[0].masked_fill(past[0] == torch.finfo(past[0].dtype).min, 0))
+        if self.pooling != "max":
+            pooled.append(past[-2] / past[-1].clamp(min=1))  # a text of no tokens: 0 / 1
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1), past
+
+    @property
+    def state_sizes(self) -> list[int]:
+        """Size of each part of the past: maximum; sum and number of tokens; or top score, weighted sum and weight."""
+        size = self.output_size
+        return {"last": [], "max": [size], "mean": [size, 1], "max_mean": [size, size, 1], "attention": [1, size, 1]}[
+            self.pooling
+        ]
+
+    def _no_past(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        past = [hidden_states.new_zeros(hidden_states.shape[0], size) for size in self.state_sizes]
+        if self.pooling != "mean":
+            past[0] = past[0] + torch.finfo(hidden_states.dtype).min  # below every state and score, but finite
+        return tuple(past)
+
+    @staticmethod
+    def _read_max(hidden_states: Tensor, mask: Tensor | None, past: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if mask is not None:
-            # The lowest finite score and not -inf, so that a text of no tokens averages its zeros instead of NaN.
-            scores = scores.masked_fill(~mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
-        return (scores.softmax(dim=1) * hidden_states).sum(dim=1)
+            hidden_states = hidden_states.masked_fill(~mask.unsqueeze(-1), torch.finfo(hidden_states.dtype).min)
+        return (torch.maximum(past[0], hidden_states.amax(dim=1)),)
 
     @staticmethod
-    def _max(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return hidden_states.amax(dim=1)
-        lowest = torch.finfo(hidden_states.dtype).min
-        pooled = hidden_states.masked_fill(~mask.unsqueeze(-1), lowest).amax(dim=1)
-        return pooled.masked_fill(~mask.any(dim=1, keepdim=True), 0)
+    def _read_mean(hidden_states: Tensor, mask: Tensor | None, past: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        total, count = past
+        read = hidden_states.shape[1] if mask is None else mask.sum(dim=1, keepdim=True).to(hidden_states.dtype)
+        return total + hidden_states.sum(dim=1), count + read
 
-    @staticmethod
-    def _mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return hidden_states.mean(dim=1)
-        return hidden_states.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_states.dtype)
+    def _read_attention(
+        self, hidden_states: Tensor, mask: Tensor | None, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Softmax over all that was read, taken up where it was left (Milakov & Gimelshein, 2018)."""
+        past_top, weighted, weight = past
+        scores = self.context(torch.tanh(self.attention(hidden_states))).squeeze(-1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        top = torch.maximum(past_top, scores.amax(dim=1, keepdim=True))
+        weights = torch.exp(scores - top)
+        kept = torch.exp(past_top - top)
+        return (
+            top,
+            weighted * kept + (weights.unsqueeze(1) @ hidden_states).squeeze(1),
+            weight * kept + weights.sum(dim=1, keepdim=True),
+        )
 
 
 class RNNSentClassificationHead(nn.Module):
@@ -287,12 +327,18 @@ class RNNSentModel(RNNSentPreTrainedModel):
         embeddings = inputs
         if order is not None:
             inputs = inputs.take_along_dim(order if inputs.dim() == 2 else order.unsqueeze(-1), dim=1)
-        outputs, final_hidden, final_state = self.recurrence(inputs, lengths, state, return_state=use_cache)
+        initial = None if state is None else state[: self.num_recurrent_states]
+        outputs, final_hidden, final_state = self.recurrence(inputs, lengths, initial, return_state=use_cache)
         if order is not None:
             places = order.argsort(dim=1).unsqueeze(-1)
             outputs = [output.take_along_dim(places, dim=1) for output in outputs]
 
-        pooled = self.pooler(outputs[-1], final_hidden, mask) if self.pooler is not None else None
+        pooled = None
+        if self.pooler is not None:
+            past = None if state is None else state[self.num_recurrent_states :]
+            pooled, past = self.pooler(outputs[-1], final_hidden, mask, past)
+            if final_state is not None:
+                final_state = (*final_state, *past)
         hidden_states = None
         if output_hidden_states:
             if not embeddings.is_floating_point():
@@ -325,16 +371,21 @@ class RNNSentModel(RNNSentPreTrainedModel):
             inputs_embeds = inputs_embeds * F.dropout(kept, self.config.word_dropout)
         return self.dropout(inputs_embeds)
 
+    @property
+    def num_recurrent_states(self) -> int:
+        """How many parts of `state` are the recurrent layers'; the pooling's follow."""
+        return 2 if self.config.cell_type == "lstm" else 1
+
     def _check_state(self, state: tuple[Tensor, ...] | None, batch_size: int):
         if state is None:
             return
-        num_parts = 2 if self.config.cell_type == "lstm" else 1
-        shape = (self.recurrence.num_layers * self.recurrence.num_directions, batch_size, self.config.hidden_size)
-        if len(state) != num_parts or any(tuple(part.shape) != shape for part in state):
-            raise ValueError(
-                f"`state` must be a tuple of {num_parts} tensors of shape {shape}, got shapes "
-                f"{[tuple(part.shape) for part in state]}."
-            )
+        num_layers = self.recurrence.num_layers * self.recurrence.num_directions
+        shapes = [(num_layers, batch_size, self.config.hidden_size)] * self.num_recurrent_states
+        if self.pooler is not None:
+            shapes += [(batch_size, size) for size in self.pooler.state_sizes]
+        given = [tuple(part.shape) for part in state]
+        if given != shapes:
+            raise ValueError(f"`state` must be a tuple of tensors of shapes {shapes}, got shapes {given}.")
 
     def _read_mask(
         self, attention_mask: Tensor | None, inputs: Tensor

@@ -1,9 +1,13 @@
 """The word-level tokenizer: a plain `tokenizer.json` that `AutoTokenizer` loads without a class of its own."""
 
+import json
+import re
+import string
 from collections.abc import Iterable
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import InputError
 
@@ -42,14 +46,7 @@ def build_tokenizer(
     if min_frequency < 1:
         raise InputError(f"min_frequency must be at least 1, got {min_frequency}.")
     tokenizer = Tokenizer(models.WordLevel({PAD_TOKEN: 0, UNK_TOKEN: 1}, unk_token=UNK_TOKEN))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Replace(Regex(HTML_TAG), " "),
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex(EMOTICON_NOSE), ""),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_OR_EMOTICON), behavior="removed", invert=True)
+    _set_word_rules(tokenizer)
     trainer = trainers.WordLevelTrainer(
         vocab_size=max_vocab_size or 2**31,
         min_frequency=min_frequency,
@@ -68,3 +65,82 @@ def build_tokenizer(
         padding_side="right",
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _set_word_rules(tokenizer: Tokenizer):
+    """What a word is, as `tokenizer.json` says it."""
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(HTML_TAG), " "),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(EMOTICON_NOSE), ""),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_OR_EMOTICON), behavior="removed", invert=True)
+
+
+class WordEncoder:
+    """
+    Many texts to ids: a tokenizer's own, several times as fast where the tokenizer is one of [`build_tokenizer`].
+
+    Plain ASCII text (nearly all of English) is then split by `str.translate` and `str.split`, which need neither
+    `tokenizers`' regular expressions nor its bookkeeping of offsets; any other text goes to the tokenizer itself.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): A fast tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        # A copy: the tokenizer itself keeps the padding and truncation of its last call.
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.ids = _Ids(tokenizer.get_vocab())
+        self.ids.unknown = tokenizer.unk_token_id
+        self.special = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        rules, own = json.loads(self.backend.to_str()), Tokenizer(models.WordLevel({UNK_TOKEN: 0}, UNK_TOKEN))
+        _set_word_rules(own)
+        expected = json.loads(own.to_str())
+        self.is_ours = (
+            rules["model"]["type"] == "WordLevel"
+            and all(rules[part] == expected[part] for part in ("normalizer", "pre_tokenizer"))
+            and not (rules["post_processor"] or {}).get("special_tokens")
+            and set(self.special) <= {PAD_TOKEN, UNK_TOKEN}
+        )
+
+    def __call__(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of every text, as `tokenizer(texts)["input_ids"]` without truncation, in int64 arrays."""
+        rows: list[np.ndarray | None] = [self._encode(text) if self.is_ours else None for text in texts]
+        left = [index for index, row in enumerate(rows) if row is None]
+        for index, encoding in zip(left, self.backend.encode_batch_fast([texts[index] for index in left])):
+            rows[index] = np.array(encoding.ids, dtype=np.int64)
+        return rows
+
+    def _encode(self, text: str) -> np.ndarray | None:
+        if not text.isascii():
+            return None
+        if "<" in text:
+            if any(token in text for token in self.special):
+                return None
+            text = _HTML_TAG.sub(" ", text)
+        text = text.lower()
+        if _MAY_BE_EMOTICON.search(text) is None:
+            words = text.translate(_TO_SPACES).split()
+        else:
+            words = _WORD_OR_EMOTICON.findall(_EMOTICON_NOSE.sub("", text))
+        return np.fromiter(map(self.ids.__getitem__, words), dtype=np.int64, count=len(words))
+
+
+class _Ids(dict):
+    unknown: int
+
+    def __missing__(self, word: str) -> int:
+        return self.unknown
+
+
+_HTML_TAG, _EMOTICON_NOSE, _WORD_OR_EMOTICON = (
+    re.compile(pattern, re.ASCII) for pattern in (HTML_TAG, EMOTICON_NOSE, WORD_OR_EMOTICON)
+)
+_MAY_BE_EMOTICON = re.compile("[:;=]-?[()dp]")
+_WORD_CHARACTERS = set(string.ascii_letters + string.digits + "_")
+_TO_SPACES = {code: " " for code in range(128) if chr(code) not in _WORD_CHARACTERS}

@@ -375,3 +375,25 @@ def test_mismatched_head_loads(tmp_path):
     assert loaded(torch.tensor([[3]])).logits.shape == (1, 5)
     torch.testing.assert_close(loaded.rnnsent.state_dict(), model.rnnsent.state_dict())
     torch.testing.assert_close(RNNSentModel.from_pretrained(tmp_path).state_dict(), model.rnnsent.state_dict())
+
+
+@pytest.mark.parametrize("pooling", ["last", "max", "mean", "max_mean", "attention"])
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_text_read_in_pieces_gives_what_it_gives_in_one(pooling, cell_type):
+    torch.manual_seed(0)
+    config = RNNSentConfig(
+        vocab_size=50, embedding_size=8, hidden_size=6, num_hidden_layers=2, cell_type=cell_type, pooling=pooling
+    )
+    model = RNNSentForSequenceClassification(config).double().eval()
+    ids = torch.randint(1, 50, (3, 40))
+    lengths = torch.tensor([40, 13, 0])
+    mask = (torch.arange(40) < lengths.unsqueeze(1)).long()
+    whole = model(ids * mask, attention_mask=mask, use_cache=True)
+    state = None
+    for start, end in ((0, 1), (1, 15), (15, 15), (15, 39), (39, 40)):
+        part = model((ids * mask)[:, start:end], attention_mask=mask[:, start:end], state=state, use_cache=True)
+        state = part.state
+    torch.testing.assert_close(part.logits, whole.logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state, whole.state, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match="`state` must be a tuple of tensors of shapes"):
+        model(ids, state=(*state, state[0]))
