@@ -6,7 +6,6 @@ Trains a recurrent text classifier from a recipe:
 `python train.py` does the same in one process. `--help` lists every field; a flag beats the recipe.
 """
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -14,13 +13,12 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, EarlyStoppingCallback, pipeline, set_seed
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, tokenize
-from modeling_rnnsent.errors import InputError, one_line_errors
+from modeling_rnnsent.errors import InputError, loading, one_line_errors
 from modeling_rnnsent.metrics import metrics_for, probabilities
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
 from modeling_rnnsent.tokenization import build_tokenizer
@@ -81,7 +79,8 @@ def load_tokenizer(run: Run, texts: LabeledTexts):
     name = run.data.tokenizer_name or run.model.model_name_or_path
     if name is None:
         return build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
-    with loading("tokenizer", name, run):
+    keep_source(name, run)
+    with loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(name)
 
 
@@ -91,7 +90,8 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentForSequenceCl
     given.update(texts.labels.config, pad_token_id=tokenizer.pad_token_id)
     if name is None:
         return RNNSentForSequenceClassification(RNNSentConfig(vocab_size=len(tokenizer), **given))
-    with loading("model", name, run):
+    keep_source(name, run)
+    with loading("model", name):
         config = RNNSentConfig.from_pretrained(name, **given)
         config.validate()
         model, info = RNNSentForSequenceClassification.from_pretrained(
@@ -110,17 +110,11 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentForSequenceCl
     return model
 
 
-@contextmanager
-def loading(what: str, name: str, run: Run):
-    """Says in one line that a directory is not whole, and keeps a run from overwriting what it starts from."""
+def keep_source(name: str, run: Run):
+    """Keeps a run from overwriting what it starts from."""
     output_dir = Path(run.training.output_dir).resolve()
     if run.training.overwrite_output_dir and Path(name).resolve().is_relative_to(output_dir):
-        raise InputError(f"the {what} {name!r} lies in the output_dir that is to be overwritten.")
-    try:
-        yield
-    except Exception as error:  # every file has its own way to be broken
-        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        raise InputError(f"cannot load the {what} {name!r}: {cause}") from error
+        raise InputError(f"{name!r}, which the run starts from, lies in the output_dir that is to be overwritten.")
 
 
 def describe(model, splits) -> str:

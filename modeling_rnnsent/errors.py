@@ -23,3 +23,15 @@ def one_line_errors():
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def loading(what: str, name: str):
+    """Says in one line that what a directory or Hub repository holds cannot be loaded."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # every file has its own way to be broken
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise InputError(f"cannot load the {what} {name!r}: {cause}") from error

@@ -1,17 +1,17 @@
 """
 AdamW whose step costs what a batch touches of the vocabulary, with the result of the dense one.
 
-A batch of reviews holds a few thousand words, the vocabulary a hundred thousand: a dense update of the embedding, and the
-dense gradient it reads, are most of a small model's step. But leaving untouched rows alone (as `torch.optim.SparseAdam`
-does) is another algorithm: in Adam a row goes on moving by its momentum after the batch that touched it, in all about
-ten times as far as in that one step. Here such a row is brought up to date when it is next read. While its gradient is
-zero, step t moves it by
+A batch of reviews holds a few thousand words, the vocabulary a hundred thousand: a dense update of the embedding, and
+the dense gradient it reads, are most of a small model's step. But leaving untouched rows alone, as
+`torch.optim.SparseAdam` does, is another algorithm: in Adam a row goes on moving by its momentum after the batch that
+touched it, in all about ten times as far as in that one step. Here such a row is brought up to date when it is next
+read. While its gradient is zero, step t moves it by
 
     lr_t sqrt(1 - beta2^t) / (1 - beta1^t) * (beta1 / sqrt(beta2))^(t - s) * m_s / (sqrt(v_s) + eps)
 
-where s is the last step that touched it; all but the last factor is a number that depends on s alone, and the sum of
-these numbers up to now is kept for every s. In Adam eps is not divided by sqrt(v)'s own corrections, which change with t;
-their value at the move's mean age stands for all, an error where sqrt(v) is as small as eps and in the first steps only.
+where s is the last step that touched it. All but the last factor is a number that depends on s alone, and the sum of
+these numbers up to now is kept for every s. In Adam eps is not divided by sqrt(v)'s own corrections, which change with
+t; their value at the move's mean age stands for all: an error only where sqrt(v) is as small as eps.
 """
 
 import math
@@ -34,7 +34,7 @@ class LazyAdamW(AdamW):
     [`lazy_embedding`]. `state_dict` settles by itself.
 
     Args:
-        params, lr, betas, eps, weight_decay, fused: As in `torch.optim.AdamW`; `amsgrad` and `maximize` are not offered.
+        params, lr, betas, eps, weight_decay, fused: As in `torch.optim.AdamW`. It has no `amsgrad` and `maximize`.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ travels with every checkpoint and imports torch alone.
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,9 @@ class RNNSentRecurrence(nn.Module):
         hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout between layers.
         weight_dropout (`float`, *optional*, defaults to 0.0): DropConnect on the recurrent weights.
     """
+
+    # Set while a model is exported to ONNX.
+    uses_onnx_operators = False
 
     def __init__(
         self,
@@ -288,6 +292,8 @@ class RNNSentRecurrence(nn.Module):
         return_state: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One layer, one direction: output `(batch, time, hidden)` in reading order of the text, and final state."""
+        if self.uses_onnx_operators or torch.onnx.is_in_onnx_export():
+            return self._onnx(*_look_up(input, weights), lengths, initial, direction)
         if direction == 1:
             input = reverse_sequences(input, lengths)
         input, weights = _look_up(input, weights)
@@ -295,7 +301,7 @@ class RNNSentRecurrence(nn.Module):
             is_padding = ~sequence_mask(lengths, input.shape[1])
             input, weights = _held_after_end(input, weights, is_padding)
 
-        if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
+        if torch.compiler.is_exporting():
             output, *final = self._scan(input, initial, weights)
         elif self.recurrence == "output":
             output, *final = self._loop(input, initial, weights)
@@ -358,6 +364,52 @@ class RNNSentRecurrence(nn.Module):
         state = tuple(part.squeeze(0).clone() for part in initial)
         state, output = scan(step, state, self._project(input, weights).transpose(0, 1))
         return output.transpose(0, 1), *(part.unsqueeze(0) for part in state)
+
+    def _onnx(
+        self,
+        input: Tensor,
+        weights: list[Tensor],
+        lengths: Tensor | None,
+        initial: tuple[Tensor, ...],
+        direction: int,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """
+        One layer, one direction, as ONNX's own RNN, LSTM or GRU operator, which reads each sequence to its own length
+        and, in reverse, from its own end. Traced only: the operator computes nothing here.
+        """
+        if self.recurrence == "output":
+            raise ValueError('ONNX has no layer that feeds back its output: `recurrence="output"` cannot be exported.')
+        batch_size, max_length = input.shape[:2]
+        operator, order, attributes = {
+            "rnn": ("RNN", (0,), {"activations": [self.nonlinearity.capitalize()]}),
+            "lstm": ("LSTM", (0, 3, 1, 2), {}),  # input, output, forget gate, candidate
+            "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),  # update, reset gate, candidate
+        }[self.cell_type]
+
+        def arrange(weight: Tensor) -> Tensor:
+            gates = weight.chunk(len(order))
+            return torch.cat([gates[gate] for gate in order])
+
+        weight_ih, weight_hh, bias_ih, bias_hh = map(arrange, weights)
+        if lengths is None:
+            lengths = torch.full((batch_size,), max_length, device=input.device)
+        has_tokens = (lengths > 0).view(1, -1, 1)
+        state_shape = (1, batch_size, self.hidden_size)
+        output, *final = torch.onnx.ops.symbolic_multi_out(
+            operator,
+            (
+                input.transpose(0, 1),
+                weight_ih.unsqueeze(0),
+                weight_hh.unsqueeze(0),
+                torch.cat((bias_ih, bias_hh)).unsqueeze(0),
+                lengths.clamp(min=1).to(torch.int32),
+                *initial,
+            ),
+            {"hidden_size": self.hidden_size, "direction": ("forward", "reverse")[direction], **attributes},
+            dtypes=(input.dtype,) * (1 + len(initial)),
+            shapes=((max_length, *state_shape), *(state_shape for _ in initial)),
+        )
+        return output.squeeze(1).transpose(0, 1), tuple(map(partial(torch.where, has_tokens), final, initial))
 
     def _project(self, input: Tensor, weights: list[Tensor]) -> Tensor:
         """What the input adds to every step: `(batch, time, input)` to `(batch, time, gates * hidden)`."""

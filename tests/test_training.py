@@ -424,4 +424,4 @@ def test_accelerate_launch_and_the_console_script(reviews, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     broken = run(os.path.join(scripts, "rnnsent"), "predict", tmp_path / "run", "dull", check=False)
     assert broken.returncode == 1 and "Traceback" not in broken.stderr
-    assert f"error: cannot load a model from '{tmp_path / 'run'}'" in broken.stderr
+    assert f"error: cannot load the model '{tmp_path / 'run'}'" in broken.stderr

@@ -1,0 +1,226 @@
+"""
+`rnnsent predict --input`: a file or data set of any size to a file of labels, in order, resumable, over many processes.
+
+Windows of texts go to the processes in turn. Each writes the results of its windows to a file of its own beside the
+output, which at the end are merged into it; what they hold when a run is stopped is not computed again.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from .bulk import WINDOW_SIZE, BulkClassifier, in_windows
+from .data import stream_texts
+from .errors import InputError
+from .scoring import load_scorer
+
+OUTPUT_FORMATS = (".jsonl", ".csv")
+
+
+def predict_to_file(
+    model: str,
+    input: str,
+    output: str,
+    text_column_name: str = "text",
+    split: str | None = None,
+    overwrite: bool = False,
+    num_threads: int | None = None,
+) -> int:
+    """
+    Classifies every text of a file or data set; rows of `output` stand in the order of the input.
+
+    Started by `accelerate launch` or `torchrun`, every process takes its share; each uses its own GPU where there are
+    any. Started again after it was stopped, it goes on.
+
+    Args:
+        model (`str`): Directory or Hub id of a trained model, or directory of an exported one.
+        input (`str`): A .txt (one text a line), .csv, .tsv, .json, .jsonl or .parquet file, or a data set: a name on
+            the Hub or a local folder.
+        output (`str`): File to write, .jsonl or .csv: label and score of every text (multi-label: every label's score;
+            regression: the value).
+        text_column_name (`str`, *optional*, defaults to `"text"`): Column that holds the text.
+        split (`str`, *optional*): Split of a data set. None: `"test"`.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace `output`, and start from the beginning.
+        num_threads (`int`, *optional*): CPU cores of a process. None: this machine's, shared between its processes.
+
+    Returns:
+        `int`: number of rows written.
+
+    Raises:
+        InputError: where the model, the input, the column or the output cannot be used.
+    """
+    # Without `cpu`, accelerate takes several processes of a machine without GPUs for as many single ones.
+    state = PartialState(cpu=not torch.cuda.is_available())
+    path = Path(output)
+    if path.suffix.lower() not in OUTPUT_FORMATS:
+        raise InputError(f"--output {output!r}: the name must end in {' or '.join(OUTPUT_FORMATS)}.")
+    if path.exists() and not overwrite:
+        raise InputError(f"--output {output!r} exists: add --overwrite to replace it, or name another.")
+    if not path.parent.is_dir():
+        raise InputError(f"--output {output!r}: there is no directory {str(path.parent)!r}.")
+    texts = stream_texts(input, text_column_name, split)
+    scorer = load_scorer(model, state.device)
+    cores = num_threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    part = _Part(path, state.process_index, state.num_processes)
+    with state.main_process_first():
+        part.open(_describe(model, input, split, text_column_name), overwrite)
+    try:
+        _run(BulkClassifier(scorer, cores), texts, part, state)
+    finally:
+        part.close()
+    state.wait_for_everyone()
+    number = 0
+    if state.is_main_process:
+        number = _merge(path, state.num_processes, scorer.config)
+    state.wait_for_everyone()
+    return number
+
+
+def _run(classify: BulkClassifier, texts: Iterable[str], part: "_Part", state: PartialState):
+    own = (
+        window for index, window in enumerate(in_windows(texts)) if index % state.num_processes == state.process_index
+    )
+    done = sum(1 for _ in islice(own, part.num_windows))
+    progress = tqdm(
+        desc="Classifying", unit=" texts", disable=not state.is_local_main_process, initial=done * WINDOW_SIZE
+    )
+    with progress:
+        for rows in classify.windows(own):
+            part.write(rows)
+            progress.update(len(rows))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _describe(model: str, input: str, split: str | None, column: str) -> dict:
+    """What results must have in common to belong together."""
+    settings = {"model": model, "input": input, "split": split, "text_column_name": column, "window": WINDOW_SIZE}
+    for name in ("model", "input"):
+        file = Path(settings[name])
+        if name == "model":
+            file = next(
+                (file / known for known in ("model.safetensors", "model.onnx") if (file / known).exists()), file
+            )
+        if file.exists():
+            settings[f"{name}_changed"] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return settings
+
+
+class _Part:
+    """
+    The results of one process's windows: one line a window, a JSON list of rows.
+
+    Args:
+        output (`Path`): The file that all parts become.
+        index (`int`): This process.
+        number (`int`): How many processes there are.
+    """
+
+    def __init__(self, output: Path, index: int, number: int):
+        self.output, self.index, self.number = output, index, number
+        self.path = part_path(output, index, number)
+        self.num_windows = 0
+
+    def open(self, settings: dict, overwrite: bool):
+        """Takes up what is there, if it belongs to the same input and model, and drops what was cut off."""
+        strangers = [path for path in self.output.parent.glob(f"{self.output.name}.part-*-of-*")]
+        if overwrite:
+            for path in strangers if self.index == 0 else ():
+                path.unlink()
+        elif any(not path.name.endswith(f"-of-{self.number}") for path in strangers):
+            raise InputError(
+                f"{strangers[0]} holds results of a run with another number of processes: start as many again to go "
+                "on, or add --overwrite to begin anew."
+            )
+        header = json.dumps(settings)
+        kept = 0
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                first = file.readline()
+                if first.endswith(b"\n") and first.decode() != header + "\n":
+                    raise InputError(
+                        f"{self.path} holds results of another input or model, or of what they were before: add "
+                        "--overwrite to begin anew."
+                    )
+                for line in (first, *file):
+                    if line.endswith(b"\n"):
+                        kept += len(line)
+                        self.num_windows += 1
+            os.truncate(self.path, kept)
+            self.num_windows = max(0, self.num_windows - 1)  # the header
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        if kept == 0:
+            self.file.write(header + "\n")
+            self.file.flush()
+
+    def write(self, rows: np.ndarray):
+        self.file.write(json.dumps(np.round(rows, 6).tolist()) + "\n")
+        self.file.flush()
+
+    def close(self):
+        self.file.close()
+
+
+def part_path(output: Path, index: int, number: int) -> Path:
+    return output.with_name(f"{output.name}.part-{index}-of-{number}")
+
+
+def _merge(output: Path, number: int, config) -> int:
+    """The parts as one file in the order of the input; they are removed."""
+    paths = [part_path(output, index, number) for index in range(number)]
+    unfinished, rows_written = output.with_name(output.name + ".unfinished"), 0
+    with open(unfinished, "w", encoding="utf-8", newline="") as file:
+        write = _writer(file, output.suffix.lower(), config)
+        for rows in _in_turns([_windows(path) for path in paths]):
+            for row in rows:
+                write(row)
+            rows_written += len(rows)
+    os.replace(unfinished, output)
+    for path in paths:
+        path.unlink()
+    return rows_written
+
+
+def _windows(path: Path) -> Iterator[list]:
+    with open(path, encoding="utf-8") as file:
+        next(file)
+        yield from map(json.loads, file)
+
+
+def _in_turns(parts: list[Iterator[list]]) -> Iterator[list]:
+    while True:
+        for part in parts:
+            window = next(part, None)
+            if window is None:
+                return
+            yield window
+
+
+def _writer(file, suffix: str, config):
+    """A function that writes one text's result."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+
+    def fields(row) -> dict:
+        if config.problem_type == "regression":
+            return {names[0]: row}
+        if config.problem_type == "multi_label_classification":
+            return dict(zip(names, row))
+        best = max(range(len(row)), key=row.__getitem__)
+        return {"label": names[best], "score": row[best]}
+
+    if suffix == ".jsonl":
+        return lambda row: file.write(json.dumps(fields(row), ensure_ascii=False) + "\n")
+    single = config.problem_type not in ("regression", "multi_label_classification")
+    table = csv.DictWriter(file, ["label", "score"] if single else names)
+    table.writeheader()
+    return lambda row: table.writerow(fields(row))

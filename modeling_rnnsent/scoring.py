@@ -1,0 +1,107 @@
+"""A saved model as a function from rows of ids to logits: in torch, or exported to ONNX."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from .configuration_rnnsent import RNNSentConfig
+from .data import pad
+from .errors import InputError, loading
+from .modeling_rnnsent import RNNSentForSequenceClassification
+
+ONNX_FILE = "model.onnx"
+# A text is read in pieces of so many tokens where the model can carry its state.
+PIECE_TOKENS = 16384
+
+
+class TorchScorer:
+    """
+    Logits by the model itself.
+
+    Args:
+        model ([`RNNSentForSequenceClassification`]): On a CPU or a GPU, where it stays.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's own.
+    """
+
+    def __init__(self, model: RNNSentForSequenceClassification, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, model.config
+        self.on_cpu = model.device.type == "cpu"
+
+    @torch.inference_mode()
+    def __call__(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Ids of some texts to logits `(len(rows), num_labels)`, float32."""
+        if max(map(len, rows)) > PIECE_TOKENS and not self.config.bidirectional:
+            return np.concatenate([self._read_in_pieces(row) for row in rows])
+        input_ids, attention_mask = (torch.from_numpy(part) for part in pad(rows, self.config.pad_token_id))
+        mask = None if bool(attention_mask.all()) else attention_mask.to(self.model.device)
+        return self._to_numpy(self.model(input_ids.to(self.model.device), attention_mask=mask).logits)
+
+    def _read_in_pieces(self, row: np.ndarray) -> np.ndarray:
+        """One long text, its state carried from piece to piece, in memory that does not grow with it."""
+        state = None
+        for start in range(0, max(1, len(row)), PIECE_TOKENS):
+            input_ids, attention_mask = pad([row[start : start + PIECE_TOKENS]], self.config.pad_token_id)
+            inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+            inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+            output = self.model(**inputs, state=state, use_cache=True)
+            state = output.state
+        return self._to_numpy(output.logits)
+
+    @staticmethod
+    def _to_numpy(logits: torch.Tensor) -> np.ndarray:
+        return logits.float().cpu().numpy()
+
+
+class OnnxScorer:
+    """
+    Logits by ONNX Runtime, from a directory that `rnnsent export` wrote.
+
+    Args:
+        folder (`str`): The directory.
+        num_threads (`int`, *optional*, defaults to 1): Threads of one call. Calls may run beside each other.
+    """
+
+    on_cpu = True
+
+    def __init__(self, folder: str, num_threads: int = 1):
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise InputError(f"{folder!r} holds an ONNX model, which needs: pip install onnxruntime") from None
+        with loading("model", folder):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.config = RNNSentConfig.from_pretrained(folder)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = num_threads
+            self.session = onnxruntime.InferenceSession(
+                str(Path(folder) / ONNX_FILE), options, providers=["CPUExecutionProvider"]
+            )
+
+    def __call__(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Ids of some texts to logits `(len(rows), num_labels)`, float32."""
+        input_ids, attention_mask = pad(rows, self.config.pad_token_id)
+        return self.session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+
+
+def load_scorer(name: str, device: torch.device | str = "cpu") -> TorchScorer | OnnxScorer:
+    """
+    A trained or exported model.
+
+    Args:
+        name (`str`): Directory or Hub id of a trained model, or directory of an exported one.
+        device (`torch.device`, *optional*, defaults to the CPU): Where a trained model runs.
+
+    Raises:
+        InputError: where it is not a classifier of this package, or is not whole.
+    """
+    if (Path(name) / ONNX_FILE).is_file():
+        return OnnxScorer(name)
+    with loading("model", name):
+        config = AutoConfig.from_pretrained(name)
+        if not isinstance(config, RNNSentConfig):
+            raise InputError(f"{name!r} holds a model of type {config.model_type!r}, not 'rnnsent'.")
+        model = RNNSentForSequenceClassification.from_pretrained(name).to(device)
+        return TorchScorer(model, AutoTokenizer.from_pretrained(name))

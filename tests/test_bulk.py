@@ -1,0 +1,292 @@
+"""Many texts at once, and exported models, against the pipeline on one text after the other."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import pipeline
+
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent import bulk as bulk_module
+from modeling_rnnsent.bulk import BulkClassifier
+from modeling_rnnsent.exporting import export_model, exported_pipeline
+from modeling_rnnsent.scoring import OnnxScorer, TorchScorer, load_scorer
+from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["a", "bad", "good", "great", "dull", "film", "plot", "actor", "the", "and", ":)", "was", "not", "it", "is"]
+TOKENIZER = build_tokenizer([" ".join(WORDS)])
+
+
+def make_texts(number, longest=60, seed=0):
+    generator = np.random.default_rng(seed)
+    texts = [" ".join(generator.choice(WORDS, generator.integers(1, longest))) for _ in range(number)]
+    return ["", "<br />", "Ünseen wörds 火", *texts][:number]
+
+
+def make_model(folder, **settings):
+    torch.manual_seed(0)
+    settings = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}, **settings}
+    config = RNNSentConfig(vocab_size=len(TOKENIZER), embedding_size=8, hidden_size=6, **settings)
+    model = RNNSentForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return model
+
+
+def expected_scores(folder, texts):
+    """One text at a time, by the stock pipeline."""
+    classify = pipeline("text-classification", model=str(folder), top_k=None)
+    names = list(classify.model.config.id2label.values())
+    rows = [{answer["label"]: answer["score"] for answer in classify([text])[0]} for text in texts]
+    return np.array([[row[name] for name in names] for row in rows])
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["torch", "onnx"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"classifier_head": "sigmoid"},
+        {"bidirectional": True, "pooling": "max_mean"},
+        {"problem_type": "multi_label_classification", "cell_type": "gru"},
+        {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}},
+    ],
+    ids=["sigmoid", "both directions", "multi-label", "regression"],
+)
+def test_bulk_gives_what_the_pipeline_gives_in_the_same_order(tmp_path, settings, exported, monkeypatch):
+    make_model(tmp_path / "model", **settings)
+    texts = make_texts(150)
+    expected = expected_scores(tmp_path / "model", texts)
+    name = str(tmp_path / "model")
+    if exported:
+        pytest.importorskip("onnxruntime")
+        name = str(tmp_path / "onnx")
+        export_model(str(tmp_path / "model"), name)
+    monkeypatch.setattr(bulk_module, "CPU_BATCH_TOKENS", 200)  # many batches
+    threads = torch.get_num_threads()
+    rows = np.stack(list(BulkClassifier(load_scorer(name), num_threads=2)(iter(texts))))
+    np.testing.assert_allclose(rows.reshape(expected.shape), expected, atol=1e-5)
+    assert torch.get_num_threads() == threads
+
+
+def test_texts_are_taken_as_they_are_needed(tmp_path):
+    make_model(tmp_path)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "a good film"
+
+    results = BulkClassifier(load_scorer(str(tmp_path)))(endless())
+    next(results)
+    assert taken <= 3 * bulk_module.WINDOW_SIZE
+    results.close()
+    with pytest.raises(ValueError, match=r"row 2: a text must be a string, got NoneType None"):
+        list(BulkClassifier(load_scorer(str(tmp_path)))(["a", None]))
+
+
+@pytest.mark.parametrize("pooling", ["last", "max_mean", "attention"])
+def test_long_text_is_read_in_pieces(tmp_path, pooling, monkeypatch):
+    model = make_model(tmp_path, pooling=pooling, cell_type="gru")
+    row = np.random.default_rng(0).integers(2, len(TOKENIZER), 1000)
+    scorer = TorchScorer(model, TOKENIZER)
+    whole = scorer([row, row[:10]])
+    monkeypatch.setattr("modeling_rnnsent.scoring.PIECE_TOKENS", 64)
+    sizes = []
+    model.rnnsent.recurrence.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[1]))
+    np.testing.assert_allclose(scorer([row, row[:10], row[:0]])[:2], whole, atol=1e-5)
+    assert max(sizes) == 64
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.characters(codec="ascii"), max_size=60),
+            st.text(st.sampled_from("aAdp_9:;=-()<>/! .\n\t\x0b\x1c\x00'"), max_size=40),
+            st.text(max_size=30),
+            st.sampled_from(["<unk> <pad>", "a <br/> b", ":-) ;d =P a:del", "<unk", "x<pad>y"]),
+        ),
+        max_size=5,
+    )
+)
+def test_fast_encoding_is_the_tokenizers_own(texts):
+    expected = TOKENIZER(texts)["input_ids"] if texts else []
+    assert [row.tolist() for row in WordEncoder(TOKENIZER)(texts)] == [list(row) for row in expected]
+
+
+def test_fast_encoding_leaves_other_tokenizers_alone():
+    other = build_tokenizer([" ".join(WORDS)])
+    other.add_special_tokens({"cls_token": "[CLS]"})
+    texts = ["a good [CLS] film", "Great :)"]
+    assert [row.tolist() for row in WordEncoder(other)(texts)] == other(texts)["input_ids"]
+
+
+def rnnsent(*arguments, launcher=(), **options):
+    command = [sys.executable, *launcher, "-m", "modeling_rnnsent.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A trained directory and a CSV file of several windows, with what the pipeline says of each row."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make_model(folder / "model", bidirectional=True)
+    texts = make_texts(300, seed=1) * 40
+    with open(folder / "texts.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "review"])
+        table.writerows([index, text or " "] for index, text in enumerate(texts))
+    scores = expected_scores(folder / "model", texts[:300])
+    return folder, np.tile(scores, (40, 1))
+
+
+def check_rows(path, scores):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["label"] for row in rows] == [("neg", "pos")[best] for best in scores.argmax(1)]
+    np.testing.assert_allclose([row["score"] for row in rows], scores.max(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--nproc_per_node", "2")], ids=["one", "two"])
+def test_file_is_classified_in_order_and_taken_up_where_it_was_stopped(corpus, tmp_path, launcher):
+    folder, scores = corpus
+    output = tmp_path / "labels.jsonl"
+    command = ["predict", folder / "model", "--input", folder / "texts.csv", "--output", output]
+    command += ["--text_column_name", "review", "--num_threads", 1]
+    number = 2 if launcher else 1
+    done = rnnsent(*command, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    check_rows(output, scores)
+    assert "12,000 texts classified" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.jsonl"]
+    again = rnnsent(*command)
+    assert (
+        again.returncode == 1
+        and again.stderr == f"error: --output '{output}' exists: add --overwrite to replace it, or name another.\n"
+    )
+
+    # What a killed run leaves: the header, a window, and a line that was cut. The window's own results are kept, as
+    # the wrong ones written here show.
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "-m", "modeling_rnnsent.cli", *map(str, command), "--overwrite"],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    part = tmp_path / f"labels.jsonl.part-0-of-{number}"
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and not (part.exists() and part.read_text().count("\n") >= 1):
+        time.sleep(0.02)
+    for child in (*psutil.Process(process.pid).children(recursive=True), process):
+        child.kill()
+    process.wait()
+    output.unlink()
+    header = part.read_text().split("\n")[0]
+    part.write_text(header + "\n" + json.dumps([[0.25, 0.75]] * bulk_module.WINDOW_SIZE) + "\n" + "[[0.1, 0.")
+    resumed = rnnsent(*command, launcher=launcher)
+    assert resumed.returncode == 0, resumed.stderr
+    scores = scores.copy()
+    scores[: bulk_module.WINDOW_SIZE] = (0.25, 0.75)
+    check_rows(output, scores)
+
+
+def test_file_errors_are_one_line(corpus, tmp_path):
+    folder, _ = corpus
+    (tmp_path / "holes.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    output = tmp_path / "out.csv"
+
+    def fails(*flags):
+        result = rnnsent("predict", folder / "model", *flags)
+        *_, last = result.stderr.splitlines()
+        assert result.returncode == 1 and last.startswith("error: ") and "Traceback" not in result.stderr
+        return last
+
+    given = ("--input", folder / "texts.csv", "--output")
+    assert "has no column 'text' (text_column_name), only ['id', 'review']" in fails(*given, output)
+    assert "the name must end in .jsonl or .csv" in fails(*given, tmp_path / "out.txt")
+    assert "there is no directory" in fails(*given, tmp_path / "none" / "out.csv")
+    assert "there is no such file" in fails("--input", tmp_path / "none.csv", "--output", output)
+    assert "row 2: 'text' holds None" in fails("--input", tmp_path / "holes.jsonl", "--output", output)
+    assert "--input goes with --output" in fails("--input", folder / "texts.csv")
+    assert "give texts to classify" in fails()
+
+
+def test_column_table_of_many_labels(tmp_path):
+    names = {0: "fun", 1: "sad", 2: "long"}
+    make_model(tmp_path / "model", problem_type="multi_label_classification", id2label=names, label2id={})
+    (tmp_path / "texts.txt").write_text("a good film\nvery dull\n")
+    result = rnnsent("predict", tmp_path / "model", "--input", tmp_path / "texts.txt", "--output", tmp_path / "out.csv")
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = expected_scores(tmp_path / "model", ["a good film", "very dull"])
+    np.testing.assert_allclose([[float(row[name]) for name in names.values()] for row in rows], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "cell_type, bidirectional, pooling",
+    [
+        ("lstm", False, "max_mean"),
+        ("lstm", True, "last"),
+        ("gru", False, "last"),
+        ("gru", True, "max_mean"),
+        ("rnn", False, "attention"),
+        ("rnn", True, "max"),
+    ],
+)
+def test_exported_graph_equals_the_model_at_every_shape(tmp_path, cell_type, bidirectional, pooling):
+    pytest.importorskip("onnxruntime")
+    model = make_model(
+        tmp_path / "model", cell_type=cell_type, bidirectional=bidirectional, pooling=pooling, num_hidden_layers=2
+    )
+    result = export_model(str(tmp_path / "model"), str(tmp_path / "onnx"))
+    assert result["largest_difference"] < 1e-5
+    ours, theirs = TorchScorer(model, TOKENIZER), OnnxScorer(str(tmp_path / "onnx"))
+    generator = np.random.default_rng(2)
+    for batch, longest in ((1, 1), (1, 2), (1, 900), (2, 1), (3, 11), (33, 70), (8, 400)):
+        rows = [generator.integers(0, len(TOKENIZER), length) for length in generator.integers(0, longest + 1, batch)]
+        rows[0] = generator.integers(0, len(TOKENIZER), longest)
+        np.testing.assert_allclose(theirs(rows), ours(rows), atol=1e-5)
+
+
+def test_exported_directory_runs_alone_as_the_pipeline_does(tmp_path):
+    pytest.importorskip("onnxruntime")
+    make_model(tmp_path / "model", classifier_head="sigmoid", cell_type="rnn", nonlinearity="relu")
+    done = rnnsent("export", tmp_path / "model", tmp_path / "onnx")
+    assert done.returncode == 0 and done.stdout.startswith(f"{tmp_path / 'onnx'}: 0.0 MB, logits within"), done.stderr
+    texts = make_texts(20)
+    expected = pipeline("text-classification", model=str(tmp_path / "model"))
+    exported = exported_pipeline(str(tmp_path / "onnx"))
+    for options in ({}, {"top_k": None}, {"batch_size": 4}):
+        for ours, theirs in zip(exported(texts, **options), expected(texts, **options)):
+            for one, other in zip(*([answers] if isinstance(answers, dict) else answers for answers in (ours, theirs))):
+                assert one["label"] == other["label"] and one["score"] == pytest.approx(other["score"], abs=1e-5)
+    shown = rnnsent("predict", tmp_path / "onnx", "a good film")
+    assert shown.returncode == 0 and shown.stderr == "", shown.stderr
+    again = rnnsent("export", tmp_path / "model", tmp_path / "onnx")
+    assert again.returncode == 1 and "is not empty: name another" in again.stderr
+
+
+def test_int8_export_is_smaller_and_close(tmp_path):
+    pytest.importorskip("onnxruntime")
+    make_model(tmp_path / "model")
+    whole = export_model(str(tmp_path / "model"), str(tmp_path / "onnx"))
+    small = export_model(str(tmp_path / "model"), str(tmp_path / "int8"), quantize=True)
+    assert 1e-6 < small["largest_difference"] < 0.1 and whole["largest_difference"] < 1e-5
+
+
+def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path):
+    make_model(tmp_path / "model", cell_type="rnn", recurrence="output")
+    with pytest.raises(ValueError, match='recurrence="output", which cannot be exported: ONNX has no layer'):
+        export_model(str(tmp_path / "model"), str(tmp_path / "onnx"))
+    assert not (tmp_path / "onnx").exists()
