@@ -22,6 +22,8 @@ from .optimization import LazyAdamW, clip_gradients, lazy_embedding
 
 logger = logging.get_logger(__name__)
 
+# From this many elements on, rows of an embedding are updated when they are read. Below, a dense update takes less.
+LAZY_ELEMENTS = 1 << 22
 TRAIN_RESULTS = "train_results.json"
 _CHECKPOINT_FILES = ("config.json", "model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt")
 
@@ -33,7 +35,7 @@ class RNNSentTrainer(Trainer):
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
     (transformers issue 48025). A checkpoint that cannot be written to its end is removed again, so that the one before
     it is the last. The model card is left to `reports`, and what is pushed to the Hub is the finished directory. On a
-    CPU, AdamW is [`LazyAdamW`], whose step does not grow with the vocabulary.
+    CPU, AdamW is [`LazyAdamW`] for a large embedding, so that a step does not grow with the vocabulary.
     """
 
     _lazy_embedding: lazy_embedding | None = None
@@ -60,6 +62,7 @@ class RNNSentTrainer(Trainer):
             and self.args.optim in ("adamw_torch", "adamw_torch_fused")
             and not self.args.optim_args
             and isinstance(embedding, nn.Embedding)
+            and embedding.weight.numel() >= LAZY_ELEMENTS
             and embedding.weight.requires_grad
             and not self.model.config.tie_word_embeddings
         )

@@ -2,11 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from safetensors.torch import load_file
 from torch import nn
+from transformers import set_seed
 
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent.arguments import RNNSentTrainingArguments
+from modeling_rnnsent.data import PaddingCollator
 from modeling_rnnsent.optimization import LazyAdamW, clip_gradients, lazy_embedding
+from modeling_rnnsent.training import RNNSentTrainer
 
 VOCABULARY = 200
 
@@ -117,3 +125,38 @@ def test_clips_sparse_and_dense_gradients_together(max_norm):
     torch.testing.assert_close(clip_gradients(list(lazy.parameters()), max_norm), expected)
     torch.testing.assert_close(lazy.embedding.weight.grad.to_dense(), dense.embedding.weight.grad)
     torch.testing.assert_close(lazy.linear.weight.grad, dense.linear.weight.grad)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])
+def test_trainer_gives_the_same_model_with_and_without(tmp_path, monkeypatch, max_grad_norm):
+    generator = np.random.default_rng(0)
+    rows = [
+        {"input_ids": generator.integers(1, 300, 7).tolist(), "labels": int(generator.integers(2))} for _ in range(64)
+    ]
+    rows = Dataset.from_list(rows)
+    weights = []
+    for elements in (1, 10**9):
+        monkeypatch.setattr("modeling_rnnsent.training.LAZY_ELEMENTS", elements)
+        set_seed(0)
+        model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=300, embedding_size=8, hidden_size=6))
+        arguments = RNNSentTrainingArguments(
+            output_dir=str(tmp_path / str(elements)),
+            num_train_epochs=3,
+            per_device_train_batch_size=4,
+            learning_rate=0.01,
+            max_grad_norm=max_grad_norm,
+            save_steps=10,
+            eval_strategy="steps",
+            eval_steps=7,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = RNNSentTrainer(
+            model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=PaddingCollator(0)
+        )
+        trainer.train()
+        assert (type(trainer.optimizer.optimizer) is LazyAdamW) == (elements == 1)
+        saved = load_file(tmp_path / str(elements) / "checkpoint-40" / "model.safetensors")
+        weights.append({**model.state_dict(), **{f"saved {name}": value for name, value in saved.items()}})
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
