@@ -78,6 +78,8 @@ class RNNSentRecurrence(nn.Module):
 
     # Set while a model is exported to ONNX.
     uses_onnx_operators = False
+    # Where the weights lay when they were last flattened: loading and moving a model gives them another place.
+    _flattened_at: int | None = None
 
     def __init__(
         self,
@@ -139,6 +141,20 @@ class RNNSentRecurrence(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
+    def flatten_parameters(self):
+        """Lays each direction's weights in one piece of memory, which cuDNN would copy them to at every call."""
+        name = {"rnn": f"RNN_{self.nonlinearity.upper()}"}.get(self.cell_type, self.cell_type.upper())
+        mode = torch.backends.cudnn.rnn.get_cudnn_mode(name)
+        for layer in range(self.num_layers):
+            for direction in range(self.num_directions):
+                names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                weights = [getattr(self, name + self._suffix(layer, direction)) for name in names]
+                with torch.no_grad(), torch.cuda.device_of(weights[0]):
+                    torch._cudnn_rnn_flatten_weight(
+                        weights, len(weights), weights[0].shape[1], mode, self.hidden_size, 0, 1, True, False
+                    )
+        self._flattened_at = self.weight_ih_l0.data_ptr()
+
     def _weights(self, layer: int, direction: int) -> list[Tensor]:
         names = (
             ("weight_ih", "weight_oh", "bias_ih", "weight_ho", "bias_ho")
@@ -186,6 +202,12 @@ class RNNSentRecurrence(nn.Module):
             empty = state[0].new_zeros(batch_size, 0, output_size)
             return [empty] * self.num_layers, state[0], state if return_state else None
 
+        if input.is_cuda and self.recurrence == "hidden" and not torch.compiler.is_compiling():
+            may_flatten = (
+                torch.backends.cudnn.is_acceptable(self.weight_ih_l0) and not torch.is_inference_mode_enabled()
+            )
+            if may_flatten and self._flattened_at != self.weight_ih_l0.data_ptr():
+                self.flatten_parameters()
         layout = None if lengths is None else self._layout(input, lengths)
         outputs, finals = [], []
         for layer in range(self.num_layers):
