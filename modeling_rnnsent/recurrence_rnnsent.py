@@ -249,8 +249,7 @@ class RNNSentRecurrence(nn.Module):
 
     def _has_own_cell(self) -> bool:
         """Whether `cells_rnnsent` runs the layer: cells whose kernel in torch has a gradient only as a slow loop."""
-        needs_grad = torch.is_grad_enabled()
-        return self.cell_type != "lstm" and self.recurrence == "hidden" and needs_grad
+        return self.cell_type != "lstm" and self.recurrence == "hidden" and torch.is_grad_enabled()
 
     @torch.compiler.disable
     def _run_rows(

@@ -277,7 +277,7 @@ def test_exported_directory_runs_alone_as_the_pipeline_does(tmp_path):
     assert again.returncode == 1 and "is not empty: name another" in again.stderr
 
 
-def test_int8_export_is_smaller_and_close(tmp_path):
+def test_int8_export_is_close(tmp_path):
     pytest.importorskip("onnxruntime")
     make_model(tmp_path / "model")
     whole = export_model(str(tmp_path / "model"), str(tmp_path / "onnx"))
