@@ -55,10 +55,7 @@ def _add_export(commands):
 
 def predict(arguments: argparse.Namespace):
     """Prints each text's label and probability, or writes those of a whole file or data set."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _show_errors_only()
     if arguments.input is None:
         if not arguments.texts:
             raise InputError("give texts to classify, or a file or data set with --input.")
@@ -78,6 +75,13 @@ def predict(arguments: argparse.Namespace):
         print(f"{number:,} texts classified: {arguments.output}")
 
 
+def _show_errors_only():
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def print_predictions(model: str, texts: list[str]):
     """Prints each text's label and probability (multi-label: every label; regression: the value)."""
     classify = load_pipeline(model)
@@ -91,6 +95,7 @@ def export(arguments: argparse.Namespace):
     """Exports a model and prints how large and how exact the result is."""
     from .exporting import export_model
 
+    _show_errors_only()
     result = export_model(arguments.model, arguments.output, arguments.int8)
     print(
         f"{arguments.output}: {result['megabytes']:.1f} MB, logits within {result['largest_difference']:.1g} of the "

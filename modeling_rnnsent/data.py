@@ -179,6 +179,8 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
             ) from error
     texts = _stream_column(dataset, text_column_name, source)
     first = list(islice(texts, 1))  # so that what is wrong from the start is said at once
+    if not first:
+        raise InputError(f"{source!r} has no rows.")
     return chain(first, texts)
 
 

@@ -49,7 +49,7 @@ class RNNSentTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self._takes_lazy_optimizer():
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            _, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer_cls_and_kwargs = (LazyAdamW, settings)
             optimizer = super().create_optimizer(model)
             self._lazy_embedding = lazy_embedding(self.model.get_input_embeddings(), optimizer)
@@ -74,6 +74,14 @@ class RNNSentTrainer(Trainer):
             if self._lazy_embedding is not None:
                 self._lazy_embedding.remove()
 
+    def _load_best_model(self):
+        self._settle()  # first: what rows have still to go must not be added to the weights that are loaded
+        super()._load_best_model()
+
+    def _settle(self):
+        if self._lazy_embedding is not None:
+            self._lazy_embedding.optimizer.settle()
+
     def _clip_grad_norm(self, model):
         if self._lazy_embedding is None:
             return super()._clip_grad_norm(model)
@@ -93,8 +101,7 @@ class RNNSentTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         existed = folder.exists()
-        if self._lazy_embedding is not None:
-            self._lazy_embedding.optimizer.settle()
+        self._settle()
         try:
             with self._saving(folder):
                 super()._save_checkpoint(model, trial)

@@ -1,6 +1,10 @@
 """The lazily updated AdamW against `torch.optim.AdamW` on dense gradients."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import nn
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
@@ -16,6 +20,7 @@ from modeling_rnnsent.data import PaddingCollator
 from modeling_rnnsent.optimization import LazyAdamW, clip_gradients, lazy_embedding
 from modeling_rnnsent.training import RNNSentTrainer
 
+ROOT = Path(__file__).parents[1]
 VOCABULARY = 200
 
 
@@ -161,3 +166,103 @@ def test_trainer_gives_the_same_model_with_and_without(tmp_path, monkeypatch, ma
         saved = load_file(tmp_path / str(elements) / "checkpoint-40" / "model.safetensors")
         weights.append({**model.state_dict(), **{f"saved {name}": value for name, value in saved.items()}})
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
+def test_best_model_is_loaded_as_it_was_saved(tmp_path, monkeypatch):
+    # Training is stopped between two evaluations, so that rows are behind when the best model is loaded.
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 10
+
+    monkeypatch.setattr("modeling_rnnsent.training.LAZY_ELEMENTS", 1)
+    generator = np.random.default_rng(0)
+    rows = Dataset.from_list(
+        [{"input_ids": generator.integers(1, 300, 7).tolist(), "labels": int(generator.integers(2))} for _ in range(40)]
+    )
+    set_seed(0)
+    model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=300, embedding_size=8, hidden_size=6))
+    arguments = RNNSentTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=20,
+        per_device_train_batch_size=2,
+        eval_strategy="steps",
+        eval_steps=7,
+        save_strategy="best",
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = RNNSentTrainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=PaddingCollator(0),
+        callbacks=[Stop()],
+    )
+    trainer.train()
+    assert type(trainer.optimizer.optimizer) is LazyAdamW and trainer.state.global_step == 10
+    saved = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    torch.testing.assert_close(dict(model.state_dict()), saved, rtol=0, atol=0)
+
+
+TRAINING = """
+import sys
+
+import numpy as np
+from datasets import Dataset
+from transformers import set_seed
+
+import modeling_rnnsent.training as training
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent.arguments import RNNSentTrainingArguments
+from modeling_rnnsent.data import PaddingCollator
+
+training.LAZY_ELEMENTS = int(sys.argv[1])
+generator = np.random.default_rng(0)
+rows = [{"input_ids": generator.integers(1, 300, 7).tolist(), "labels": int(generator.integers(2))} for _ in range(64)]
+set_seed(0)
+model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=300, embedding_size=8, hidden_size=6))
+arguments = RNNSentTrainingArguments(
+    output_dir=sys.argv[2],
+    num_train_epochs=3,
+    per_device_train_batch_size=int(sys.argv[3]),
+    gradient_accumulation_steps=int(sys.argv[4]),
+    learning_rate=0.01,
+    adam_epsilon=1e-12,
+    max_grad_norm=0.1,
+    save_strategy="no",
+    report_to=[],
+    disable_tqdm=True,
+    use_cpu=True,
+    num_threads=1,
+)
+trainer = training.RNNSentTrainer(
+    model, arguments, train_dataset=Dataset.from_list(rows), data_collator=PaddingCollator(0)
+)
+trainer.train()
+assert trainer.state.global_step == 24, trainer.state.global_step
+trainer.save_final_model()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_and_accumulation_give_the_model_of_one_dense_process(tmp_path):
+    (tmp_path / "training.py").write_text(TRAINING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    two = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617"]
+    weights = []
+    for name, launcher, elements, batch, accumulated in (
+        ("dense", [], 10**9, 8, 1),
+        ("lazy", two, 1, 4, 1),
+        ("accumulated", two, 1, 2, 2),
+    ):
+        settings = map(str, (elements, tmp_path / name, batch, accumulated))
+        command = [sys.executable, *launcher, str(tmp_path / "training.py"), *settings]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-3, atol=1e-4)
