@@ -176,7 +176,8 @@ def main():
             print({key: _short(value) for key, value in row.items()}, flush=True)
     shown = [{key: value for key, value in row.items() if key != "one-review calls"} for row in rows]
     show(f"{len(reviews):,} IMDb reviews; one review of 250 words: {machine}", shown)
-    write("inference", machine, rows)
+    if not arguments.only:  # a part must not take the place of the whole
+        write("inference", machine, rows)
 
 
 def _short(value):

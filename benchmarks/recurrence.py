@@ -145,7 +145,8 @@ def main():
     for mode in ("training", "inference"):
         chosen = [{k: v for k, v in r.items() if k not in ("mode", "seconds")} for r in rows if r["mode"] == mode]
         show(f"{mode}: {machine}", chosen)
-    write("recurrence" + ("_full" if arguments.full else ""), machine, rows)
+    if not arguments.only:  # a part must not take the place of the whole
+        write("recurrence" + ("_full" if arguments.full else ""), machine, rows)
 
 
 if __name__ == "__main__":

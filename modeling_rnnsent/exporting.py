@@ -4,6 +4,7 @@ import io
 import logging
 import warnings
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +65,14 @@ def export_model(name: str, output_dir: str, quantize: bool = False) -> dict[str
 
 def _trace(scorer: TorchScorer, quantize: bool):
     """The model's `transformers.exporters.ExportedModel`."""
-    try:
-        from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"exporting needs packages that are not installed: pip install {' '.join(missing)}")
+    from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
-        with _quiet():
-            exporter = OnnxExporter()
-            quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()) if quantize else None
-    except ImportError as error:
-        raise InputError(f'exporting needs more packages: pip install "rnnsent[export]" ({error})') from error
+    with _quiet():
+        exporter = OnnxExporter()
+        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()) if quantize else None
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
     config = OnnxConfig(dynamic=True, dynamic_shapes={"input_ids": axes, "attention_mask": axes})
     if quantizer is not None:
