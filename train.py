@@ -6,6 +6,7 @@ Trains a recurrent text classifier from a recipe:
 `python train.py` does the same in one process. `--help` lists every field; a flag beats the recipe.
 """
 
+import math
 from pathlib import Path
 
 import datasets
@@ -15,9 +16,14 @@ import transformers
 import yaml
 from transformers import AutoTokenizer, EarlyStoppingCallback, pipeline, set_seed
 
-from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent import (
+    RNNSentConfig,
+    RNNSentForCausalLM,
+    RNNSentForSequenceClassification,
+    RNNSentPreTrainedModel,
+)
 from modeling_rnnsent.arguments import Run, parse_run
-from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, tokenize
+from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.errors import InputError, loading, one_line_errors
 from modeling_rnnsent.metrics import metrics_for, probabilities
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
@@ -46,12 +52,15 @@ def main():
     checkpoint = find_checkpoint(arguments)
 
     with arguments.main_process_first(desc="preparing the data"):
-        texts = load_labeled_texts(run.data, run.model.problem_type)
+        if run.data.task == "language-modeling":
+            texts = load_texts(run.data)
+        else:
+            texts = load_labeled_texts(run.data, run.model.problem_type)
         tokenizer = load_tokenizer(run, texts)
         splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
     set_seed(arguments.seed)
     model = load_model(run, texts, tokenizer)
-    choose_metric(arguments, texts.labels.problem_type, run.given)
+    choose_metric(arguments, texts.labels, run.given)
     settings = run.settings(model.config)
     if arguments.metric_for_best_model is not None:
         settings["metric_for_best_model"] = arguments.metric_for_best_model
@@ -65,8 +74,8 @@ def main():
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         processing_class=tokenizer,
-        data_collator=PaddingCollator(tokenizer.pad_token_id),
-        compute_metrics=metrics_for(texts.labels),
+        data_collator=PaddingCollator(tokenizer.pad_token_id, labels_are_ids=texts.labels is None),
+        compute_metrics=None if texts.labels is None else metrics_for(texts.labels),
         callbacks=stopping(arguments),
     )
     if arguments.overwrite_output_dir and arguments.should_save:
@@ -84,22 +93,23 @@ def load_tokenizer(run: Run, texts: LabeledTexts):
         return AutoTokenizer.from_pretrained(name)
 
 
-def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentForSequenceClassification:
+def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentPreTrainedModel:
     given = {name: value for name, value in vars(run.model).items() if value is not None}
     name = given.pop("model_name_or_path", None)
-    given.update(texts.labels.config, pad_token_id=tokenizer.pad_token_id)
+    given.update(pad_token_id=tokenizer.pad_token_id, **(texts.labels.config if texts.labels else {}))
+    model_class = RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM
     if name is None:
-        return RNNSentForSequenceClassification(RNNSentConfig(vocab_size=len(tokenizer), **given))
+        return model_class(RNNSentConfig(vocab_size=len(tokenizer), **given))
     keep_source(name, run)
     with loading("model", name):
         config = RNNSentConfig.from_pretrained(name, **given)
         config.validate()
-        model, info = RNNSentForSequenceClassification.from_pretrained(
+        model, info = model_class.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
     # Another head is as it should be for other labels; another body would be an untrained one.
     strange = [key for key in (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))]
-    strange = sorted(key for key in strange if not key.startswith("classifier."))
+    strange = sorted(key for key in strange if key.startswith(f"{model.base_model_prefix}."))
     if strange:
         raise InputError(f"the model {name!r} does not fit the settings given: it has no such {', '.join(strange)}.")
     if config.vocab_size < len(tokenizer):
@@ -133,18 +143,23 @@ def stopping(arguments) -> list:
 def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict, recipe: str, train_metrics: dict):
     """Saves the model and everything that tells how good it is, then shows three classified sentences."""
     folder = Path(trainer.args.output_dir)
-    results = {}
+    results, predictions = {}, None
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
-            output = trainer.predict(splits[split], metric_key_prefix=prefix)
-            trainer.log_metrics(prefix, output.metrics)
-            trainer.save_metrics(prefix, {**output.metrics, f"{prefix}_samples": len(splits[split])}, combined=False)
-            results[split] = {key.removeprefix(f"{prefix}_"): value for key, value in output.metrics.items()}
-            predictions = Predictions(
-                probabilities(output.predictions, texts.labels.problem_type),
-                np.asarray(output.label_ids),
-                np.array(splits[split]["length"]),
-            )
+            if texts.labels is None:
+                metrics = trainer.evaluate(splits[split], metric_key_prefix=prefix)
+                metrics[f"{prefix}_perplexity"] = math.exp(metrics[f"{prefix}_loss"])
+            else:
+                output = trainer.predict(splits[split], metric_key_prefix=prefix)
+                metrics = output.metrics
+                predictions = Predictions(
+                    probabilities(output.predictions, texts.labels.problem_type),
+                    np.asarray(output.label_ids),
+                    np.array(splits[split]["length"]),
+                )
+            trainer.log_metrics(prefix, metrics)
+            trainer.save_metrics(prefix, {**metrics, f"{prefix}_samples": len(splits[split])}, combined=False)
+            results[split] = {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}
     trainer.save_final_model()
     if trainer.is_world_process_zero():
         pictures = write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
@@ -157,12 +172,16 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        show_examples(trainer)
+        print(f"\nSaved in {trainer.args.output_dir}.", end=" ")
+        if texts.labels is None:
+            print(f"A classifier starts from it with --model_name_or_path {trainer.args.output_dir}")
+        else:
+            show_examples(trainer)
 
 
 def show_examples(trainer: RNNSentTrainer):
     classify = pipeline("text-classification", model=trainer.model, tokenizer=trainer.processing_class)
-    print(f"\nSaved in {trainer.args.output_dir}. Three examples:")
+    print("Three examples:")
     for text, answer in zip(EXAMPLES, classify(list(EXAMPLES))):
         print(f"  {answer['label']}  {answer['score']:.3f}  {text}")
 

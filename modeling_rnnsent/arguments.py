@@ -16,14 +16,21 @@ from transformers import HfArgumentParser, TrainingArguments
 from .configuration_rnnsent import RNNSentConfig
 from .errors import InputError
 
-# What the tokenizer decides, and what only the language model has. The rest of the config's own fields are flags.
-_NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"}
+# What the tokenizer decides. The rest of the config's own fields are flags.
+_NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
 
 
 @dataclass
 class DataArguments:
     """Where the texts and labels come from, and how they are split and tokenized."""
 
+    task: Literal["text-classification", "language-modeling"] = field(
+        default="text-classification",
+        metadata={
+            "help": "What is learned: labels, or (without them) the next word, as a start for a classifier: see "
+            "`model_name_or_path`."
+        },
+    )
     dataset_name: str | None = field(
         default=None,
         metadata={
@@ -33,7 +40,10 @@ class DataArguments:
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
     train_file: str | None = field(
-        default=None, metadata={"help": "Training examples: a .csv, .tsv, .json, .jsonl or .parquet file."}
+        default=None,
+        metadata={
+            "help": "Training examples: a .csv, .tsv, .json, .jsonl or .parquet file; for language modeling also .txt."
+        },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Validation examples, likewise."})
     test_file: str | None = field(default=None, metadata={"help": "Test examples, likewise."})
@@ -76,7 +86,10 @@ class DataArguments:
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Cut training texts after this many tokens. Validation and test texts are read in full."},
+        metadata={
+            "help": "Cut training texts after this many tokens; validation and test texts are read in full. For "
+            "language modeling every text is read in pieces of this many tokens."
+        },
     )
     preprocessing_num_workers: int | None = field(
         default=None,
@@ -109,10 +122,6 @@ class RNNSentTrainingArguments(TrainingArguments):
         default="end",
         metadata={"help": "When `push_to_hub` uploads. Default: the finished directory, with its code and card."},
     )
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available,
-        metadata={"help": "Whether batches are laid in pinned memory. Default: where there is a GPU to copy them to."},
-    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace the run that `output_dir` holds. Without it, such a run is kept."}
     )
@@ -126,6 +135,12 @@ class RNNSentTrainingArguments(TrainingArguments):
             "help": "CPU threads a process computes with. Default: the machine's cores shared between its processes."
         },
     )
+
+    def __post_init__(self):
+        # Where there is nothing but a CPU, a recipe with `bf16` runs on it, and there is nowhere to pin memory for.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
+        super().__post_init__()
 
 
 def _model_argument_fields() -> list[tuple[str, Any, Any]]:
@@ -225,6 +240,7 @@ _RUN_ONLY = {
     "do_eval",
     "do_train",
     "do_predict",
+    "use_cpu",
 }
 # What `TrainingArguments` derives from other settings where it is not given.
 _DERIVED = {"greater_is_better", "metric_for_best_model"}

@@ -64,7 +64,11 @@ class RNNSentConfig(PreTrainedConfig):
         weight_dropout (`float`, *optional*, defaults to 0.0):
             DropConnect probability of the recurrent weights (Merity et al., 2018).
         classifier_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout probability before each linear layer of the head.
+            Dropout probability before each linear layer of the head; in a language model, of the states that words
+            are predicted from.
+        variational_dropout (`bool`, *optional*, defaults to `False`):
+            Whether dropout of embeddings, between layers and before a language model's output layer draws one mask a
+            text instead of one a token (Gal & Ghahramani, 2016).
         initializer_range (`float`, *optional*, defaults to 1.0):
             Standard deviation of the embeddings at the start; 1.0 is `torch.nn.Embedding`'s own. Other weights start
             as in `torch.nn`.
@@ -75,8 +79,10 @@ class RNNSentConfig(PreTrainedConfig):
         eos_token_id (`int` or `list[int]`, *optional*):
             Id of the token, or tokens, that end a generated text.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the language model's output layer shares the embedding's weights; needs `embedding_size` equal to
-            the size of the layer output.
+            Whether the language model's output layer shares the embedding's weights, through a linear layer where
+            `embedding_size` and `hidden_size` differ.
+        sampled_softmax_size (`int`, *optional*, defaults to 0):
+            Words that the language model compares the right one with in training; 0 for the whole vocabulary.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: where a field has a value that it cannot have, alone or beside the
@@ -112,11 +118,13 @@ class RNNSentConfig(PreTrainedConfig):
     hidden_dropout: float | int = 0.0
     weight_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
+    variational_dropout: bool = False
     initializer_range: float | int = 1.0
     pad_token_id: int = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = False
+    sampled_softmax_size: int = 0
 
     @property
     def output_size(self) -> int:
@@ -128,8 +136,9 @@ class RNNSentConfig(PreTrainedConfig):
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {getattr(self, name)}.")
-        if self.classifier_hidden_size < 0:
-            raise ValueError(f"`classifier_hidden_size` must be 0 or more, got {self.classifier_hidden_size}.")
+        for name in ("classifier_hidden_size", "sampled_softmax_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"`pad_token_id` must be an id of the vocabulary, 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
@@ -163,11 +172,6 @@ class RNNSentConfig(PreTrainedConfig):
                         f'`{name}` acts on embeddings and must be 0 with `input_encoding="one_hot"`, '
                         f"got {getattr(self, name)}."
                     )
-        if self.tie_word_embeddings and self.embedding_size != self.output_size:
-            raise ValueError(
-                f"`tie_word_embeddings` needs `embedding_size` equal to the layer output's size {self.output_size}, "
-                f"got {self.embedding_size}."
-            )
 
     def validate_classifier_head(self):
         """Part of `@strict` validation: the one-unit sigmoid head serves two classes, one label a text."""

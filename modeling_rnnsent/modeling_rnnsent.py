@@ -11,7 +11,8 @@ from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
 from transformers.utils import can_return_tuple, is_tracing, logging
 
 from .configuration_rnnsent import RNNSentConfig
-from .recurrence_rnnsent import RNNSentRecurrence, merge_directions, sequence_mask
+from .recurrence_rnnsent import RNNSentRecurrence, drop_out, merge_directions, sequence_mask
+from .softmax_rnnsent import sampled_cross_entropy
 
 logger = logging.get_logger(__name__)
 
@@ -70,9 +71,9 @@ class RNNSentCausalLMOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
-            Cross-entropy of the next token.
-        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
-            Scores of the next token before softmax.
+            Cross-entropy of the next token and, of a second direction, of the one before.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
+            Scores of the next token before softmax. None for a loss by sampled softmax.
         state (`tuple[torch.FloatTensor]`, *optional*, returned with `use_cache=True`):
             Final state, as in [`RNNSentModelOutput`].
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned with `output_hidden_states=True`):
@@ -260,7 +261,6 @@ class RNNSentModel(RNNSentPreTrainedModel):
         self.embeddings = None
         if config.input_encoding == "embedding":
             self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
-        self.dropout = nn.Dropout(config.embedding_dropout)
         self.recurrence = RNNSentRecurrence(
             input_size=config.vocab_size if self.embeddings is None else config.embedding_size,
             hidden_size=config.hidden_size,
@@ -272,6 +272,7 @@ class RNNSentModel(RNNSentPreTrainedModel):
             merge_mode=config.merge_mode,
             hidden_dropout=config.hidden_dropout,
             weight_dropout=config.weight_dropout,
+            variational_dropout=config.variational_dropout,
         )
         self.pooler = RNNSentPooler(config) if add_pooling_layer else None
         self.post_init()
@@ -369,7 +370,8 @@ class RNNSentModel(RNNSentPreTrainedModel):
         if self.training and self.config.word_dropout > 0:
             kept = inputs_embeds.new_ones(*inputs_embeds.shape[:2], 1)
             inputs_embeds = inputs_embeds * F.dropout(kept, self.config.word_dropout)
-        return self.dropout(inputs_embeds)
+        config = self.config
+        return drop_out(inputs_embeds, config.embedding_dropout, self.training, config.variational_dropout)
 
     @property
     def num_recurrent_states(self) -> int:
@@ -532,26 +534,39 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
     """
     The next token after every token (many-to-many) and, with `generate`, text from a start (one-to-many).
 
-    The state carries the past: a new token costs one step, however long the text before it.
+    The state carries the past: a new token costs one step, however long the text before it. With `bidirectional=True`
+    there are two language models side by side over one embedding, as in ELMo (Peters et al., 2018, section 3.1): the
+    backward direction learns the token before every token. Such a model is a start for a bidirectional classifier,
+    which takes embedding and recurrent layer over with `from_pretrained`; it does not generate.
 
     Args:
-        config ([`RNNSentConfig`]): Configuration, of one direction.
+        config ([`RNNSentConfig`]): Configuration. With `tie_word_embeddings` and an `embedding_size` other than
+            `hidden_size`, a linear layer without bias leads from one to the other. With `sampled_softmax_size`, the
+            loss in training compares each token with so many others, and there are no logits.
 
     Raises:
-        ValueError: for a bidirectional config, whose backward direction would have read the token to be predicted.
+        ValueError: for a bidirectional config with several layers, whose upper ones would have read the token to be
+            predicted, or with directions that are not kept apart (`merge_mode`).
     """
 
     _tied_weights_keys = {"lm_head.weight": "rnnsent.embeddings.weight"}
 
     def __init__(self, config: RNNSentConfig):
         super().__init__(config)
-        if config.bidirectional:
+        if config.bidirectional and (config.num_hidden_layers > 1 or config.merge_mode != "concat"):
             raise ValueError(
-                "RNNSentForCausalLM needs `bidirectional=False`, got True: reading from the end, a layer has seen the "
-                "token to be predicted."
+                "RNNSentForCausalLM with `bidirectional=True` needs `num_hidden_layers=1` and `merge_mode=\"concat\"`, "
+                f'got {config.num_hidden_layers} and "{config.merge_mode}": a layer that reads both directions has '
+                "seen the token to be predicted."
             )
         self.rnnsent = RNNSentModel(config, add_pooling_layer=False)
-        self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
+        self.projections = None
+        size = config.hidden_size
+        if config.tie_word_embeddings and config.embedding_size != size:
+            size = config.embedding_size
+            directions = 2 if config.bidirectional else 1
+            self.projections = nn.ModuleList(nn.Linear(config.hidden_size, size, bias=False) for _ in range(directions))
+        self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -594,12 +609,50 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
+        hidden_states = drop_out(
+            outputs.last_hidden_state, self.config.classifier_dropout, self.training, self.config.variational_dropout
+        )
+        directions = hidden_states.split(self.config.hidden_size, dim=-1)
+        loss, logits = None, None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self._loss(directions, labels, **kwargs)
+        if labels is None or not self._samples:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(self._project(directions[0][:, kept], 0))
         return RNNSentCausalLMOutput(loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states)
+
+    @property
+    def _samples(self) -> bool:
+        return self.training and self.config.sampled_softmax_size > 0
+
+    def _project(self, hidden_states: Tensor, direction: int) -> Tensor:
+        """States of one direction `(..., hidden_size)` to what the output layer reads."""
+        return hidden_states if self.projections is None else self.projections[direction](hidden_states)
+
+    def _loss(self, directions: tuple[Tensor, ...], labels: Tensor, num_items_in_batch=None, **kwargs) -> Tensor:
+        """Mean cross-entropy of the next token and, of a second direction, of the one before."""
+        shifted = [(directions[0][:, :-1], labels[:, 1:]), *((part[:, 1:], labels[:, :-1]) for part in directions[1:])]
+        total, count = 0.0, 0
+        for direction, (hidden_states, targets) in enumerate(shifted):
+            counts = (targets != -100).flatten().nonzero().squeeze(1)
+            hidden_states = self._project(hidden_states.flatten(0, 1).index_select(0, counts), direction)
+            targets = targets.flatten()[counts]
+            if self._samples:
+                weight, samples = self.lm_head.weight, self.config.sampled_softmax_size
+                total = total + sampled_cross_entropy(hidden_states, targets, weight, samples)
+            else:
+                total = total + F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
+            count += len(counts)
+        if num_items_in_batch is not None:  # of all batches of an update: gradient accumulation
+            return total / len(shifted) / num_items_in_batch
+        return total / max(count, 1)
+
+    def generate(self, *args, **kwargs):
+        if self.config.bidirectional:
+            raise ValueError(
+                "`generate` needs `bidirectional=False`, got True: the backward direction has no text to read yet."
+            )
+        return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> dict:
         inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)

@@ -55,6 +55,13 @@ def merge_directions(forward: Tensor, backward: Tensor, merge_mode: str) -> Tens
     return (forward + backward) / 2
 
 
+def drop_out(input: Tensor, probability: float, training: bool, is_variational: bool) -> Tensor:
+    """Dropout of `(batch, time, size)`; `is_variational`: one mask a sequence for all its positions."""
+    if not (is_variational and training and probability > 0):
+        return F.dropout(input, probability, training)
+    return input * F.dropout(input.new_ones(input.shape[0], 1, input.shape[2]), probability)
+
+
 class RNNSentRecurrence(nn.Module):
     """
     Stacked Elman, LSTM or GRU layers on right-padded batches; equal to `torch.nn`'s on packed sequences.
@@ -74,6 +81,7 @@ class RNNSentRecurrence(nn.Module):
         merge_mode (`str`, *optional*, defaults to `"concat"`): `"concat"`, `"sum"`, `"mul"` or `"mean"`, per layer.
         hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout between layers.
         weight_dropout (`float`, *optional*, defaults to 0.0): DropConnect on the recurrent weights.
+        variational_dropout (`bool`, *optional*, defaults to `False`): Whether a sequence keeps one mask between layers.
     """
 
     # Set while a model is exported to ONNX.
@@ -93,6 +101,7 @@ class RNNSentRecurrence(nn.Module):
         merge_mode: str = "concat",
         hidden_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        variational_dropout: bool = False,
     ):
         super().__init__()
         self.input_size = input_size
@@ -104,6 +113,7 @@ class RNNSentRecurrence(nn.Module):
         self.merge_mode = merge_mode
         self.hidden_dropout = hidden_dropout
         self.weight_dropout = weight_dropout
+        self.variational_dropout = variational_dropout
         self.num_directions = 2 if bidirectional else 1
         output_size = hidden_size * (2 if bidirectional and merge_mode == "concat" else 1)
         for layer in range(num_layers):
@@ -212,7 +222,7 @@ class RNNSentRecurrence(nn.Module):
         outputs, finals = [], []
         for layer in range(self.num_layers):
             if layer > 0:
-                input = F.dropout(outputs[-1], self.hidden_dropout, self.training)
+                input = drop_out(outputs[-1], self.hidden_dropout, self.training, self.variational_dropout)
             directions = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
@@ -350,17 +360,28 @@ class RNNSentRecurrence(nn.Module):
         # cuDNN gives gradients only for what ran in training mode; without dropout the mode changes nothing else.
         train = self.training or torch.is_grad_enabled()
         settings = (weights, True, 1, 0.0, train, False, batch_first)
-        # On a CPU autocast would ask oneDNN for a half-precision layer, which most CPUs have no kernel for: the layer
-        # keeps the precision of its weights there.
-        dtype = weights[0].dtype if on_cpu else input.dtype
+        dtype = self._kernel_dtype(weights[0].dtype) if on_cpu else input.dtype
+        if on_cpu and dtype != weights[0].dtype:
+            settings = ([weight.to(dtype) for weight in weights], *settings[1:])
         input, *initial = (part.to(dtype).contiguous() for part in (input, *initial))
         with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
             if self.cell_type == "lstm":
-                return torch.lstm(input, initial, *settings)
-            if self.cell_type == "gru":
-                return torch.gru(input, initial[0], *settings)
-            kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
-            return kernel(input, initial[0], *settings)
+                result = torch.lstm(input, initial, *settings)
+            elif self.cell_type == "gru":
+                result = torch.gru(input, initial[0], *settings)
+            else:
+                kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
+                result = kernel(input, initial[0], *settings)
+        return tuple(part.to(weights[0].dtype) for part in result) if on_cpu else result
+
+    def _kernel_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """
+        What a CPU computes the layer in: its weights' type, or under autocast bfloat16 where it multiplies in that
+        (AVX-512 BF16, AMX). Elsewhere oneDNN has no such layer, and for the other cells it has none at all.
+        """
+        is_asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        can = self.cell_type == "lstm" and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if is_asked and can and dtype == torch.float32 else dtype
 
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
         """The same for a cell that `torch` has no layer for, one step after the other."""

@@ -39,17 +39,18 @@ def draw_training_curves(log_history: list[dict[str, Any]], path: Path):
     """Loss and the main metric over epochs, from `TrainerState.log_history`."""
     training = [(entry["epoch"], entry["loss"]) for entry in log_history if "loss" in entry]
     evaluations = [entry for entry in log_history if "eval_loss" in entry]
-    metric = "accuracy" if any("eval_accuracy" in entry for entry in evaluations) else "mse"
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss_axes, metric_axes = figure.subplots(1, 2)
+    metric = next((name for name in ("accuracy", "mse") if any(f"eval_{name}" in entry for entry in evaluations)), None)
+    count = 1 if metric is None else 2  # a language model has a loss only
+    figure = Figure(figsize=(4.5 * count, 3.6), layout="constrained")
+    loss_axes, metric_axes = [*figure.subplots(1, count, squeeze=False)[0], None][:2]
     if training:
         loss_axes.plot(*zip(*training), "-" if len(training) > 9 else "o-", label="training")
     if evaluations:
         epochs = [entry["epoch"] for entry in evaluations]
         loss_axes.plot(epochs, [entry["eval_loss"] for entry in evaluations], "o-", label="validation")
-        if all(f"eval_{metric}" in entry for entry in evaluations):
+        if metric is not None and all(f"eval_{metric}" in entry for entry in evaluations):
             metric_axes.plot(epochs, [entry[f"eval_{metric}"] for entry in evaluations], "o-C1", label="validation")
-    for axes, title in ((loss_axes, "loss"), (metric_axes, metric)):
+    for axes, title in ((loss_axes, "loss"), (metric_axes, metric))[:count]:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         if axes.has_data():
@@ -105,10 +106,12 @@ def draw_accuracy_by_length(predictions: Predictions, path: Path):
 
 
 def write_pictures(
-    folder: Path, log_history: list[dict[str, Any]], predictions: Predictions, labels: Labels
+    folder: Path, log_history: list[dict[str, Any]], predictions: Predictions | None, labels: Labels | None
 ) -> dict[str, str]:
     """Draws what fits the labels into `folder`; returns the pictures' titles by file name."""
     draw_training_curves(log_history, folder / TRAINING_CURVES)
+    if labels is None:
+        return {TRAINING_CURVES: "Loss over training"}
     pictures = {TRAINING_CURVES: "Loss and accuracy over training"}
     if labels.problem_type == "single_label_classification":
         draw_confusion_matrix(predictions, labels.names, folder / CONFUSION_MATRIX)

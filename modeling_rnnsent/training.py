@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .arguments import RNNSentTrainingArguments
+from .data import Labels
 from .errors import InputError
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
 
@@ -145,7 +146,7 @@ class RNNSentTrainer(Trainer):
         )
 
 
-def choose_metric(arguments: RNNSentTrainingArguments, problem_type: str, given: set[str]):
+def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None, given: set[str]):
     """
     Sees to it that the best checkpoint is told by a metric that there is, in the right direction.
 
@@ -153,7 +154,7 @@ def choose_metric(arguments: RNNSentTrainingArguments, problem_type: str, given:
 
     Args:
         arguments ([`RNNSentTrainingArguments`]): `metric_for_best_model` and `greater_is_better` are set.
-        problem_type (`str`): As in `config.problem_type`.
+        labels ([`Labels`], *optional*): What the labels are. None for language modeling, which has a loss only.
         given (`set[str]`): Names of the arguments that the recipe or a flag gave.
 
     Raises:
@@ -163,9 +164,13 @@ def choose_metric(arguments: RNNSentTrainingArguments, problem_type: str, given:
     if metric is None:
         return
     metric = metric.removeprefix("eval_")
-    if metric == "accuracy" and problem_type == "regression":
-        metric = "mse"
-    names = ("mse", "pearson") if problem_type == "regression" else ("accuracy", "precision", "recall", "f1", "roc_auc")
+    if labels is None:
+        names = ()
+    elif labels.problem_type == "regression":
+        names = ("mse", "pearson")
+        metric = "mse" if metric == "accuracy" else metric
+    else:
+        names = ("accuracy", "precision", "recall", "f1", "roc_auc")
     if metric not in ("loss", *names):
         raise InputError(f"metric_for_best_model must be one of {', '.join(('loss', *names))}, got {metric!r}.")
     arguments.metric_for_best_model = metric

@@ -81,7 +81,6 @@ def test_error_names_field_value_and_what_is_allowed(field, value, allowed):
         {"classifier_head": "sigmoid", "num_labels": 3},
         {"classifier_head": "sigmoid", "problem_type": "regression"},
         {"input_encoding": "one_hot", "embedding_dropout": 0.1},
-        {"tie_word_embeddings": True, "embedding_size": 16, "hidden_size": 8},
     ],
 )
 def test_fields_that_exclude_each_other(settings):
