@@ -15,7 +15,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_rnnsent.RNNSentForCausalLM",
 }
 
-_SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers")
+_SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "ngram_buckets")
 _DROPOUTS = ("word_dropout", "embedding_dropout", "hidden_dropout", "weight_dropout", "classifier_dropout")
 
 
@@ -69,6 +69,13 @@ class RNNSentConfig(PreTrainedConfig):
         variational_dropout (`bool`, *optional*, defaults to `False`):
             Whether dropout of embeddings, between layers and before a language model's output layer draws one mask a
             text instead of one a token (Gal & Ghahramani, 2016).
+        ngram_order (`int`, *optional*, defaults to 0):
+            Longest n-gram of a linear model beside the classifier's recurrent layers; 0 for no such model. It is fitted
+            before them (`ngrams.fit_ngrams`) and has no part in their training.
+        ngram_buckets (`int`, *optional*, defaults to 1048576):
+            Rows of its table, to which n-grams are hashed.
+        ngram_weight (`float`, *optional*, defaults to 0.5):
+            Its share of the logits: (1 - w) * recurrent + w * n-grams, in evaluation.
         initializer_range (`float`, *optional*, defaults to 1.0):
             Standard deviation of the embeddings at the start; 1.0 is `torch.nn.Embedding`'s own. Other weights start
             as in `torch.nn`.
@@ -119,6 +126,9 @@ class RNNSentConfig(PreTrainedConfig):
     weight_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
     variational_dropout: bool = False
+    ngram_order: int = 0
+    ngram_buckets: int = 1 << 20
+    ngram_weight: float | int = 0.5
     initializer_range: float | int = 1.0
     pad_token_id: int = 0
     bos_token_id: int | None = None
@@ -136,7 +146,7 @@ class RNNSentConfig(PreTrainedConfig):
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {getattr(self, name)}.")
-        for name in ("classifier_hidden_size", "sampled_softmax_size"):
+        for name in ("classifier_hidden_size", "sampled_softmax_size", "ngram_order"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.pad_token_id < self.vocab_size:
@@ -145,10 +155,12 @@ class RNNSentConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self):
-        """Part of `@strict` validation: dropouts lie in [0, 1), the initializer's deviation is finite."""
+        """Part of `@strict` validation: dropouts lie in [0, 1), weights in [0, 1], the initializer's deviation is finite."""
         for name in _DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+        if not 0 <= self.ngram_weight <= 1:
+            raise ValueError(f"`ngram_weight` must be at least 0 and at most 1, got {self.ngram_weight}.")
         if not 0 <= self.initializer_range < float("inf"):
             raise ValueError(f"`initializer_range` must be finite and not negative, got {self.initializer_range}.")
 

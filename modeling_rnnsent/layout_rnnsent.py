@@ -10,7 +10,7 @@ torch and numpy alone.
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd import Function
 
 # Where padding is a smaller share than this of the batch, moving the rows costs more than it saves.
 _LEAST_SAVED = 0.1
@@ -69,33 +69,54 @@ class BatchLayout:
 
     def gather(self, input: Tensor, reverse: bool) -> Tensor:
         """`(batch, time, ...)` to `(num_rows, ...)`; with `reverse` each sequence from its own end."""
+        return take_rows(input.flatten(0, 1), *self._places(reverse))
+
+    def scatter(self, output: Tensor, reverse: bool) -> Tensor:
+        """`(num_rows, size)` back to `(batch, time, size)` in the text's own order, zero at padding."""
+        place, row = self._places(reverse)
+        return take_rows(output, row, place.masked_fill(self.is_padding, -1)).unflatten(0, (len(self.lengths), self.max_length))
+
+    def _places(self, reverse: bool) -> tuple[Tensor, Tensor]:
+        """Where each row comes from in the padded batch, and where each place of that is among the rows, -1 at none."""
         position = self._time
         if reverse:
             mirrored = self.lengths[self._sequence] - 1 - position
             position = torch.where(mirrored >= 0, mirrored, position)
-        return _rows(input.flatten(0, 1), self._sequence * self.max_length + position)
-
-    def scatter(self, output: Tensor, reverse: bool) -> Tensor:
-        """`(num_rows, size)` back to `(batch, time, size)` in the text's own order, zero at padding."""
-        position = torch.arange(self.max_length).expand(len(self.lengths), -1)
-        is_padding = position >= self.lengths.unsqueeze(1)
-        if reverse:
-            position = self.lengths.unsqueeze(1) - 1 - position
-        row = self._starts[position.masked_fill(is_padding, 0)] + self.rank.unsqueeze(1)
-        padded = torch.cat((output, output.new_zeros(1, output.shape[1])))
-        return _rows(padded, row.masked_fill(is_padding, self.num_rows))
+        place = self._sequence * self.max_length + position
+        row = torch.full((len(self.lengths) * self.max_length,), -1)
+        row[place] = torch.arange(self.num_rows).masked_fill_(self.is_padding, -1)
+        return place, row
 
     def at_end(self, output: Tensor, initial: Tensor) -> Tensor:
         """Each sequence's last row of `(num_rows, size)`; without a token its row of `initial`, `(batch, size)`."""
         has_tokens = self.lengths > 0
         row = self._starts[(self.lengths - 1).clamp(min=0)] + self.rank
-        final = _rows(output, row.masked_fill(~has_tokens, 0))
+        final = output[row.masked_fill(~has_tokens, 0)]
         return torch.where(has_tokens.unsqueeze(1), final, initial)
 
 
-def _rows(input: Tensor, index: Tensor) -> Tensor:
-    # A lookup of rows: on a CPU its gradient is three times as fast as that of `gather`.
-    return F.embedding(index, input) if input.dim() == 2 else input[index]
+class _TakeRows(Function):
+    @staticmethod
+    def forward(ctx, input: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(index, inverse)
+        output = input.index_select(0, index.clamp(min=0))
+        missing = (index < 0).nonzero().squeeze(1)
+        return output.index_fill_(0, missing, 0) if len(missing) else output
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        index, inverse = ctx.saved_tensors
+        return _TakeRows.apply(grad.contiguous(), inverse, index), None, None
+
+
+def take_rows(input: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """
+    `input[index]`, each row of which is taken once at most; zero where the index is -1.
+
+    The gradient goes the same way back by `inverse`, the place of each row of the input among those taken. To add it up
+    as that of any lookup, where a row may be taken twice, would take a CPU several times as long.
+    """
+    return _TakeRows.apply(input, index, inverse) if input.is_floating_point() else input[index]
 
 
 def _cut(lengths: np.ndarray, segment_cost: float) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
 from transformers.utils import can_return_tuple, is_tracing, logging
 
 from .configuration_rnnsent import RNNSentConfig
+from .ngrams_rnnsent import RNNSentNgrams
 from .recurrence_rnnsent import RNNSentRecurrence, drop_out, merge_directions, sequence_mask
 from .softmax_rnnsent import sampled_cross_entropy
 
@@ -373,6 +374,11 @@ class RNNSentModel(RNNSentPreTrainedModel):
         config = self.config
         return drop_out(inputs_embeds, config.embedding_dropout, self.training, config.variational_dropout)
 
+    def read_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Ids with each text's tokens at the front, and its length (None: no text is padded)."""
+        _, lengths, order = self._read_mask(attention_mask, input_ids)
+        return (input_ids if order is None else input_ids.take_along_dim(order, dim=1)).long(), lengths
+
     @property
     def num_recurrent_states(self) -> int:
         """How many parts of `state` are the recurrent layers'; the pooling's follow."""
@@ -420,6 +426,10 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
     """
     A text's class, classes or value: [`RNNSentModel`], its pooling and a [`RNNSentClassificationHead`].
 
+    With `config.ngram_order` there is a linear model of n-grams beside it ([`RNNSentNgrams`]). In training the logits
+    are the recurrent ones alone, in evaluation the weighted mean of both: what the n-grams say already would leave the
+    recurrent layers nothing to learn.
+
     Args:
         config ([`RNNSentConfig`]): Configuration; `num_labels` and `problem_type` shape the head and the loss.
     """
@@ -429,6 +439,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         self.num_labels = config.num_labels
         self.rnnsent = RNNSentModel(config)
         self.classifier = RNNSentClassificationHead(config, config.output_size * (1 + (config.pooling == "max_mean")))
+        self.ngrams = RNNSentNgrams(config) if config.ngram_order else None
         self.post_init()
 
     @can_return_tuple
@@ -455,6 +466,9 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         Returns:
             [`RNNSentClassifierOutput`], or a tuple of its values with `return_dict=False`.
         """
+        past, reads_ngrams = None, self.ngrams is not None and not self.training
+        if reads_ngrams and state is not None:
+            state, past = state[: -RNNSentNgrams.num_states], state[-RNNSentNgrams.num_states :]
         outputs = self.rnnsent(
             input_ids,
             attention_mask=attention_mask,
@@ -464,7 +478,13 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.classifier(outputs.pooler_output)
+        logits, final_state = self.classifier(outputs.pooler_output), outputs.state
+        if reads_ngrams:
+            if input_ids is None:
+                raise ValueError("`inputs_embeds` do not tell the n-grams of a text: give `input_ids`.")
+            ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)
+            logits = torch.lerp(logits, ngram_logits.to(logits.dtype), self.config.ngram_weight)
+            final_state = (*final_state, *past) if use_cache else None
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
@@ -475,7 +495,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
                 # Gradient accumulation: of the library's losses only cross-entropy divides by all the update's items.
                 loss = loss * labels.numel() / kwargs["num_items_in_batch"]
         return RNNSentClassifierOutput(
-            loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states
+            loss=loss, logits=logits, state=final_state, hidden_states=outputs.hidden_states
         )
 
 

@@ -20,28 +20,32 @@ _BASE = 1_103_515_245
 _SPREAD = 1_664_525_001
 
 
-def hash_ngrams(input_ids: Tensor, order: int, num_buckets: int) -> list[Tensor]:
+def find_ngrams(input_ids: Tensor, lengths: Tensor | None, order: int, num_buckets: int) -> tuple[Tensor, Tensor]:
     """
-    Buckets of a batch's n-grams.
+    The n-grams of every text and where they are found in a table.
 
     Args:
-        input_ids (`torch.LongTensor` of shape `(batch, order - 1 + time)`): Ids, `order - 1` of them read before.
+        input_ids (`torch.LongTensor` of shape `(batch, order - 1 + time)`):
+            Ids, padded on the right; the first `order - 1` were read before, -1 where nothing was.
+        lengths (`torch.LongTensor` of shape `(batch,)`, *optional*): How many of the `time` are tokens. None: all.
         order (`int`): Longest n-gram.
-        num_buckets (`int`): Number of rows to hash to.
+        num_buckets (`int`): Rows of the table.
 
     Returns:
-        `list[torch.LongTensor]`: for n = 1 to `order` the bucket of the n-gram that ends at each of the `time` tokens,
-        each `(batch, time)`.
+        `tuple[torch.LongTensor, torch.BoolTensor]`, both `(batch, time, order)`: the row of the n-gram of each size that
+        ends at each token, and whether there is one.
     """
     time = input_ids.shape[1] - (order - 1)
-    tokens = input_ids + 2
-    buckets, hashes = [], torch.zeros_like(tokens[:, order - 1 :])
+    is_token = torch.ones_like(input_ids[:, order - 1 :], dtype=torch.bool)
+    if lengths is not None:
+        is_token = torch.arange(time, device=input_ids.device) < lengths.unsqueeze(1)
+    rows, is_ngram, hashes = [], [], torch.zeros_like(input_ids[:, order - 1 :])
     for size in range(1, order + 1):
-        # The last token first: h_n(t) = h_(n-1)(t) * base + token(t - n + 1).
-        start = order - size
-        hashes = (hashes * _BASE + tokens[:, start : start + time]) % _PRIME
-        buckets.append((hashes * _SPREAD + size) % _PRIME % num_buckets)
-    return buckets
+        first = input_ids[:, order - size : order - size + time]
+        hashes = (hashes * _BASE + first + 2) % _PRIME
+        rows.append((hashes * _SPREAD + size) % _PRIME % num_buckets)
+        is_ngram.append(is_token & (first >= 0))
+    return torch.stack(rows, dim=-1), torch.stack(is_ngram, dim=-1)
 
 
 class RNNSentNgrams(nn.Module):
@@ -49,25 +53,22 @@ class RNNSentNgrams(nn.Module):
     A table of n-gram scores and the logits it gives.
 
     Args:
-        order (`int`): Longest n-gram; all shorter ones count too.
-        num_buckets (`int`): Rows of the table.
-        num_labels (`int`): Logits of a text. For two, one score z is kept for the logits `[0, z]`.
-        is_single_label (`bool`): Whether labels exclude each other, as the two of `[0, z]` do.
+        config ([`RNNSentConfig`]): `ngram_order` (longest n-gram; all shorter ones count too), `ngram_buckets` (rows of
+            the table), `num_labels` and `problem_type`. For two classes one score z is kept, for the logits `[0, z]`.
     """
 
-    def __init__(self, order: int, num_buckets: int, num_labels: int, is_single_label: bool):
-        super().__init__()
-        self.order = order
-        self.num_buckets = num_buckets
-        self.is_binary = is_single_label and num_labels == 2
-        columns = 1 if self.is_binary else num_labels
-        # Fitted, not trained: the optimizer would move four million rows for the few thousand that a batch reads.
-        self.scores = nn.Parameter(torch.zeros(num_buckets, columns), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(columns), requires_grad=False)
+    # Parts of the past that `forward` takes and returns: last ids, sum of scores, number of n-grams.
+    num_states = 3
 
-    def state_shapes(self, batch_size: int) -> list[tuple[int, int]]:
-        """Shapes of these parts: last ids, sum of scores, number of n-grams."""
-        return [(batch_size, self.order - 1), (batch_size, self.scores.shape[1]), (batch_size, 1)]
+    def __init__(self, config):
+        super().__init__()
+        self.order = config.ngram_order
+        self.num_buckets = config.ngram_buckets
+        self.is_binary = config.num_labels == 2 and config.problem_type in (None, "single_label_classification")
+        columns = 1 if self.is_binary else config.num_labels
+        # Fitted, not trained: the optimizer would move millions of rows for the few thousand that a batch reads.
+        self.scores = nn.Parameter(torch.zeros(self.num_buckets, columns), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(columns), requires_grad=False)
 
     def no_past(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The past of a text of which nothing was read: -1 stands where no token was."""
@@ -92,24 +93,14 @@ class RNNSentNgrams(nn.Module):
         """
         last_ids, total, count = self.no_past(input_ids) if past is None else past
         ids = torch.cat((last_ids, input_ids), dim=1)
-        for bucket, is_ngram in self.ngrams(ids, lengths):
-            scores = F.embedding(bucket, self.scores).float()
-            total = total + (scores * is_ngram.unsqueeze(-1)).sum(dim=1)
-            count = count + is_ngram.sum(dim=1, keepdim=True)
+        rows, is_ngram = find_ngrams(ids, lengths, self.order, self.num_buckets)
+        scores = F.embedding(rows, self.scores).float() * is_ngram.unsqueeze(-1)
+        total = total + scores.sum(dim=(1, 2))
+        count = count + is_ngram.sum(dim=(1, 2)).unsqueeze(1)
         logits = self.bias.float() + total / count.clamp(min=1).sqrt()
         if self.is_binary:
             logits = F.pad(logits, (1, 0))
         return logits.to(self.scores.dtype), (self._last_ids(ids, lengths), total, count)
-
-    def ngrams(self, ids: Tensor, lengths: Tensor | None):
-        """For n = 1 to `order`: buckets `(batch, time)` and where an n-gram ends, of `(batch, order - 1 + time)`."""
-        time = ids.shape[1] - (self.order - 1)
-        is_token = ids[:, self.order - 1 :] >= 0
-        if lengths is not None:
-            is_token = torch.arange(time, device=ids.device) < lengths.unsqueeze(1)
-        for size, bucket in enumerate(hash_ngrams(ids, self.order, self.num_buckets), start=1):
-            start = self.order - size
-            yield bucket, is_token & (ids[:, start : start + time] >= 0)
 
     def _last_ids(self, ids: Tensor, lengths: Tensor | None) -> Tensor:
         """The last `order - 1` ids of each text, which stand before its end in `(batch, order - 1 + time)`."""
