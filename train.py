@@ -26,8 +26,10 @@ from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.errors import InputError, loading, one_line_errors
 from modeling_rnnsent.metrics import metrics_for, probabilities
+from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
-from modeling_rnnsent.tokenization import build_tokenizer
+from modeling_rnnsent.teaching import ask_teachers
+from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 from modeling_rnnsent.training import (
     RNNSentTrainer,
     choose_metric,
@@ -57,14 +59,13 @@ def main():
         else:
             texts = load_labeled_texts(run.data, run.model.problem_type)
         tokenizer = load_tokenizer(run, texts)
-        splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
+        splits = tokenize_all(run, texts, tokenizer)
     set_seed(arguments.seed)
-    model = load_model(run, texts, tokenizer)
+    model = load_model(run, texts, tokenizer, resumes=checkpoint is not None)
     choose_metric(arguments, texts.labels, run.given)
     settings = run.settings(model.config)
     if arguments.metric_for_best_model is not None:
         settings["metric_for_best_model"] = arguments.metric_for_best_model
-    recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     if arguments.should_log:
         print(describe(model, splits), flush=True)
 
@@ -73,6 +74,7 @@ def main():
         args=arguments,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
+        unlabeled_dataset=splits.pop("unlabeled", None),
         processing_class=tokenizer,
         data_collator=PaddingCollator(tokenizer.pad_token_id, labels_are_ids=texts.labels is None),
         compute_metrics=None if texts.labels is None else metrics_for(texts.labels),
@@ -81,7 +83,9 @@ def main():
     if arguments.overwrite_output_dir and arguments.should_save:
         clear_output_dir(arguments)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    report(trainer, texts, splits, settings, recipe, result.metrics)
+    if model.config.ngram_order and run.model.ngram_weight is None:
+        settings["ngram_weight"] = weigh_ngrams(trainer, texts.labels.problem_type)
+    report(trainer, texts, splits, settings, result.metrics)
 
 
 def load_tokenizer(run: Run, texts: LabeledTexts):
@@ -93,11 +97,48 @@ def load_tokenizer(run: Run, texts: LabeledTexts):
         return AutoTokenizer.from_pretrained(name)
 
 
-def load_model(run: Run, texts: LabeledTexts, tokenizer) -> RNNSentPreTrainedModel:
+def tokenize_all(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDict:
+    """Every split in ids, with `unlabeled` where the training uses texts without labels."""
+    parts, training = dict(texts.splits), run.training
+    is_used = training.virtual_adversarial_weight + training.entropy_weight > 0 or training.teacher_name_or_path
+    if texts.labels is not None and texts.unlabeled is not None and is_used:
+        parts["unlabeled"] = texts.unlabeled
+    if training.teacher_name_or_path:
+        unlabeled = parts.get("unlabeled", parts["train"])
+        parts["unlabeled"] = ask_teachers(training.teacher_name_or_path, unlabeled, texts.labels)
+    return tokenize(
+        datasets.DatasetDict(parts),
+        tokenizer,
+        run.data.max_length,
+        run.data.preprocessing_num_workers,
+        in_pieces=texts.labels is None,
+    )
+
+
+def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
+    """The model that the training starts from, its n-grams fitted unless they come from a model or checkpoint."""
     given = {name: value for name, value in vars(run.model).items() if value is not None}
-    name = given.pop("model_name_or_path", None)
     given.update(pad_token_id=tokenizer.pad_token_id, **(texts.labels.config if texts.labels else {}))
-    model_class = RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM
+    if texts.labels is None or not run.model.ngram_order:
+        return start_model(
+            run, given, tokenizer, RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM
+        )
+    encode = WordEncoder(tokenizer)
+    rows, labels = {}, {}
+    for name in ("train", "validation"):
+        rows[name] = encode(list(texts.splits[name]["text"]))
+        labels[name] = np.array(texts.splits[name]["label"])
+    if "ngram_buckets" not in given:
+        given["ngram_buckets"] = choose_buckets(rows["train"], run.model.ngram_order, len(texts.labels.names))
+    model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
+    if not resumes and not model.ngrams.scores.any():
+        fit_ngrams(model, rows["train"], labels["train"], rows["validation"], labels["validation"], run.training.seed)
+    return model
+
+
+def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrainedModel:
+    """A new model of the settings given, or with them the one that the run starts from."""
+    name = given.pop("model_name_or_path", None)
     if name is None:
         return model_class(RNNSentConfig(vocab_size=len(tokenizer), **given))
     keep_source(name, run)
@@ -132,6 +173,17 @@ def describe(model, splits) -> str:
     return f"{sizes} texts; {model.config.vocab_size:,} words; {model.num_parameters():,} parameters"
 
 
+def weigh_ngrams(trainer: RNNSentTrainer, problem_type: str) -> float:
+    """Gives the model's n-grams the weight with the lowest loss on the validation texts, and returns it."""
+    config, logits = trainer.model.config, []
+    for weight in (0.0, 1.0):
+        config.ngram_weight = weight
+        output = trainer.predict(trainer.eval_dataset)
+        logits.append(output.predictions)
+    config.ngram_weight = choose_weight(*logits, output.label_ids, problem_type)
+    return config.ngram_weight
+
+
 def stopping(arguments) -> list:
     if arguments.early_stopping_patience is None:
         return []
@@ -140,7 +192,7 @@ def stopping(arguments) -> list:
     return [EarlyStoppingCallback(arguments.early_stopping_patience)]
 
 
-def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict, recipe: str, train_metrics: dict):
+def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict, train_metrics: dict):
     """Saves the model and everything that tells how good it is, then shows three classified sentences."""
     folder = Path(trainer.args.output_dir)
     results, predictions = {}, None
@@ -163,6 +215,7 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
     trainer.save_final_model()
     if trainer.is_world_process_zero():
         pictures = write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
+        recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
         (folder / "recipe.yaml").write_text(written_by + recipe, encoding="utf-8")
         sizes = {name: len(rows) for name, rows in splits.items()}

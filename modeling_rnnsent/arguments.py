@@ -136,10 +136,49 @@ class RNNSentTrainingArguments(TrainingArguments):
         },
     )
 
+    adversarial_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of adversarial training: the loss where a small change of the embeddings hurts most."
+        },
+    )
+    virtual_adversarial_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of virtual adversarial training: how much the answer changes where it changes most, on "
+            "texts without labels (`unlabeled_split`, `unlabeled_file`; else the training texts)."
+        },
+    )
+    adversarial_epsilon: float = field(
+        default=5.0,
+        metadata={"help": "Length of that change over a whole text, in root mean squares of an embedding's elements."},
+    )
+    entropy_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the entropy of the answers to texts without labels."}
+    )
+    teacher_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "Trained classifiers whose mean probabilities for texts without labels are learned."},
+    )
+    distillation_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the cross-entropy to these probabilities."}
+    )
+    unlabeled_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Texts without labels in a step. Default: `per_device_train_batch_size`."},
+    )
+
     def __post_init__(self):
         # Where there is nothing but a CPU, a recipe with `bf16` runs on it, and there is nowhere to pin memory for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
+        for name in ("adversarial_weight", "virtual_adversarial_weight", "entropy_weight", "distillation_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}.")
+        if not 0 < self.adversarial_epsilon < float("inf"):
+            raise ValueError(f"adversarial_epsilon must be finite and positive, got {self.adversarial_epsilon}.")
+        if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
+            raise ValueError(f"unlabeled_batch_size must be at least 1, got {self.unlabeled_batch_size}.")
         super().__post_init__()
 
 

@@ -155,7 +155,7 @@ class RNNSentConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self):
-        """Part of `@strict` validation: dropouts lie in [0, 1), weights in [0, 1], the initializer's deviation is finite."""
+        """Part of `@strict` validation: dropouts lie in [0, 1), weights in [0, 1], deviations are finite."""
         for name in _DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")

@@ -226,9 +226,7 @@ def _stream_column(dataset: IterableDataset, column: str, source: str) -> Iterat
         raise InputError(f"{source!r} is not readable after row {row}: {error}") from error
 
 
-def _read_file(
-    path: str, flag: str, formats: dict[str, str], streaming: bool = False
-) -> Dataset | IterableDataset:
+def _read_file(path: str, flag: str, formats: dict[str, str], streaming: bool = False) -> Dataset | IterableDataset:
     suffix = Path(path).suffix.lower()
     if suffix not in formats:
         raise InputError(f"{flag} {path!r}: the name must end in one of {', '.join(formats)}.")
@@ -437,21 +435,26 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
 
 
 def tokenize(
-    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int | None, num_proc: int | None = None
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    num_proc: int | None = None,
+    in_pieces: bool = False,
 ) -> DatasetDict:
     """
     Texts to ids, cached on disk by their content.
 
     Args:
-        splits (`DatasetDict`): Columns `text` and `label`, or `text` alone.
+        splits (`DatasetDict`): Columns `text` and, where there are any, `label`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Makes the ids.
-        max_length (`int`, *optional*): Cut training texts after so many tokens; the others are read in full. Texts
-            without labels are cut into pieces of so many tokens, all of which are kept.
+        max_length (`int`, *optional*): Cut texts to learn from after so many tokens; those of `validation` and `test`
+            are read in full.
         num_proc (`int`, *optional*): Processes. None: one, whose tokenizer uses every core.
+        in_pieces (`bool`, *optional*, defaults to `False`): Cut every text into pieces of `max_length` and keep all.
 
     Returns:
-        `DatasetDict`: columns `input_ids`, `length` and, where there are any, `labels`. Validation and test rows go by falling length, so
-        that batches hold texts of about the same length.
+        `DatasetDict`: columns `input_ids`, `length` and, where there are any, `labels`. Validation and test rows go by
+        falling length, so that batches hold texts of about the same length.
 
     Raises:
         InputError: where a number is below 1.
@@ -474,21 +477,20 @@ def tokenize(
 
     tokenized = {}
     for name, dataset in splits.items():
-        has_labels = "label" in dataset.column_names
         rows = dataset.map(
             encode,
             batched=True,
             num_proc=num_proc,
             fn_kwargs={
-                "cut": max_length if name == "train" or not has_labels else None,
-                "keep_rest": max_length is not None and not has_labels,
+                "cut": max_length if in_pieces or name not in ("validation", "test") else None,
+                "keep_rest": in_pieces and max_length is not None,
             },
             remove_columns="text",
             desc=f"Tokenizing {name}",
         )
-        if has_labels:
+        if "label" in rows.column_names:
             rows = rows.rename_column("label", "labels")
-        if name != "train":
+        if name in ("validation", "test"):
             rows = rows.select(np.argsort(-np.array(rows["length"]), kind="stable"))
         tokenized[name] = rows
     return DatasetDict(tokenized)

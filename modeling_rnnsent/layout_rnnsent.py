@@ -74,7 +74,9 @@ class BatchLayout:
     def scatter(self, output: Tensor, reverse: bool) -> Tensor:
         """`(num_rows, size)` back to `(batch, time, size)` in the text's own order, zero at padding."""
         place, row = self._places(reverse)
-        return take_rows(output, row, place.masked_fill(self.is_padding, -1)).unflatten(0, (len(self.lengths), self.max_length))
+        return take_rows(output, row, place.masked_fill(self.is_padding, -1)).unflatten(
+            0, (len(self.lengths), self.max_length)
+        )
 
     def _places(self, reverse: bool) -> tuple[Tensor, Tensor]:
         """Where each row comes from in the padded batch, and where each place of that is among the rows, -1 at none."""

@@ -494,9 +494,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             ):
                 # Gradient accumulation: of the library's losses only cross-entropy divides by all the update's items.
                 loss = loss * labels.numel() / kwargs["num_items_in_batch"]
-        return RNNSentClassifierOutput(
-            loss=loss, logits=logits, state=final_state, hidden_states=outputs.hidden_states
-        )
+        return RNNSentClassifierOutput(loss=loss, logits=logits, state=final_state, hidden_states=outputs.hidden_states)
 
 
 class RNNSentForTokenClassification(RNNSentPreTrainedModel):
@@ -575,7 +573,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if config.bidirectional and (config.num_hidden_layers > 1 or config.merge_mode != "concat"):
             raise ValueError(
-                "RNNSentForCausalLM with `bidirectional=True` needs `num_hidden_layers=1` and `merge_mode=\"concat\"`, "
+                'RNNSentForCausalLM with `bidirectional=True` needs `num_hidden_layers=1` and `merge_mode="concat"`, '
                 f'got {config.num_hidden_layers} and "{config.merge_mode}": a layer that reads both directions has '
                 "seen the token to be predicted."
             )
@@ -635,7 +633,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         directions = hidden_states.split(self.config.hidden_size, dim=-1)
         loss, logits = None, None
         if labels is not None:
-            loss = self._loss(directions, labels, **kwargs)
+            loss = self._loss(directions, labels, attention_mask, **kwargs)
         if labels is None or not self._samples:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(self._project(directions[0][:, kept], 0))
@@ -649,12 +647,23 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         """States of one direction `(..., hidden_size)` to what the output layer reads."""
         return hidden_states if self.projections is None else self.projections[direction](hidden_states)
 
-    def _loss(self, directions: tuple[Tensor, ...], labels: Tensor, num_items_in_batch=None, **kwargs) -> Tensor:
+    def _loss(
+        self,
+        directions: tuple[Tensor, ...],
+        labels: Tensor,
+        attention_mask: Tensor | None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> Tensor:
         """Mean cross-entropy of the next token and, of a second direction, of the one before."""
+        if attention_mask is not None:  # from padding nothing is predicted either
+            is_pair = attention_mask[:, :-1].bool() & attention_mask[:, 1:].bool()
+        else:
+            is_pair = torch.ones_like(labels[:, 1:], dtype=torch.bool)
         shifted = [(directions[0][:, :-1], labels[:, 1:]), *((part[:, 1:], labels[:, :-1]) for part in directions[1:])]
         total, count = 0.0, 0
         for direction, (hidden_states, targets) in enumerate(shifted):
-            counts = (targets != -100).flatten().nonzero().squeeze(1)
+            counts = (is_pair & (targets != -100)).flatten().nonzero().squeeze(1)
             hidden_states = self._project(hidden_states.flatten(0, 1).index_select(0, counts), direction)
             targets = targets.flatten()[counts]
             if self._samples:

@@ -113,18 +113,37 @@ def fit_ngrams(
     return history
 
 
+def choose_weight(
+    recurrent_logits: np.ndarray, ngram_logits: np.ndarray, labels: np.ndarray, problem_type: str
+) -> float:
+    """
+    The `config.ngram_weight`, in steps of 0.05, with the lowest loss.
+
+    Args:
+        recurrent_logits, ngram_logits (`np.ndarray` of shape `(texts, num_labels)`): Of texts not trained on.
+        labels (`np.ndarray`): Their labels.
+        problem_type (`str`): As in `config.problem_type`.
+    """
+    recurrent, ngrams = (torch.as_tensor(part).float() for part in (recurrent_logits, ngram_logits))
+    targets = _targets(labels, problem_type)
+    weights = [step / 20 for step in range(21)]
+    return min(weights, key=lambda weight: float(_loss(torch.lerp(recurrent, ngrams, weight), targets, problem_type)))
+
+
 def _batches(rows: Sequence[np.ndarray], index: np.ndarray, order: int, num_buckets: int, batch_size: int):
-    """The n-grams of the texts `index`: their buckets, the place of each one's text in the batch, how many a text has."""
+    """The n-grams of the texts `index`: their rows, the place of each one's text in the batch, how many a text has."""
     for start in range(0, len(index), batch_size):
         batch = [rows[i] for i in index[start : start + batch_size]]
         input_ids, attention_mask = (torch.from_numpy(part) for part in pad(batch, 0))
-        buckets, is_ngram = find_ngrams(F.pad(input_ids, (order - 1, 0), value=-1), attention_mask.sum(dim=1), order, num_buckets)
+        buckets, is_ngram = find_ngrams(
+            F.pad(input_ids, (order - 1, 0), value=-1), attention_mask.sum(dim=1), order, num_buckets
+        )
         text = torch.arange(len(batch)).view(-1, 1, 1).expand_as(buckets)[is_ngram]
         yield buckets[is_ngram], text, is_ngram.sum(dim=(1, 2))
 
 
 def _targets(labels: np.ndarray, problem_type: str) -> Tensor:
-    targets = torch.as_tensor(np.asarray(labels))
+    targets = torch.from_numpy(np.array(labels))
     if problem_type == "single_label_classification":
         return targets.long()
     return targets.float().view(len(targets), -1)

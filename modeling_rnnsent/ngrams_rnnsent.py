@@ -1,8 +1,8 @@
 """
 Logits of a text from its n-grams: a linear model over hashed runs of words, computed from `input_ids`.
 
-What a recurrent layer has to learn from thousands of texts, that `not worth` is bad and `well worth` is good, a table of
-n-grams knows after seeing each a few times. Its logits are b + (sum of the text's n-grams' scores) / sqrt(number of
+What a recurrent layer has to learn from thousands of texts, that `not worth` is bad and `well worth` is good, a table
+of n-grams knows after seeing each a few times. Its logits are b + (sum of the text's n-grams' scores) / sqrt(number of
 n-grams), so that a long text is surer than a short one but not in proportion. A row of the table is found by hashing
 (Weinberger et al., "Feature hashing", 2009): no vocabulary of n-grams has to be kept. The scores are not trained by
 gradient with the recurrent layers but fitted before: see `ngrams.fit_ngrams` in the package. This file travels with
@@ -32,8 +32,8 @@ def find_ngrams(input_ids: Tensor, lengths: Tensor | None, order: int, num_bucke
         num_buckets (`int`): Rows of the table.
 
     Returns:
-        `tuple[torch.LongTensor, torch.BoolTensor]`, both `(batch, time, order)`: the row of the n-gram of each size that
-        ends at each token, and whether there is one.
+        `tuple[torch.LongTensor, torch.BoolTensor]`, both `(batch, time, order)`: the row of the n-gram of each size
+        that ends at each token, and whether there is one.
     """
     time = input_ids.shape[1] - (order - 1)
     is_token = torch.ones_like(input_ids[:, order - 1 :], dtype=torch.bool)

@@ -2,8 +2,9 @@
 The cross-entropy of the next word against a sample of the vocabulary, which a CPU can afford.
 
 A softmax over 50,000 words costs many times what a recurrent layer does. In training it is enough to compare the right
-word with a few thousand others, drawn anew for every batch and shared by its tokens, when each logit is lowered by the
-logarithm of how often its word is drawn (Bengio & Senecal, 2008; Jean et al., 2015, section 3). This file travels with
+word with a few thousand others, drawn anew for every batch and shared by its tokens, when the logit of each is lowered
+by the logarithm of how often it is drawn: the sum over the sample is then that over the vocabulary, but for the right
+word, in the mean (importance sampling: Bengio & Senecal, 2008; Jean et al., 2015, section 3). This file travels with
 every checkpoint and imports torch alone.
 """
 
@@ -44,28 +45,22 @@ def sampled_cross_entropy(hidden: Tensor, targets: Tensor, weight: Tensor, num_s
         F.embedding(samples, weight),
         targets,
         samples,
-        _log_expected_count(targets, vocab_size, num_samples),
-        _log_expected_count(samples, vocab_size, num_samples),
+        torch.log(torch.log1p(1 / (samples + 1.0)) * (num_samples / math.log(vocab_size + 1))),
     )
-
-
-def _log_expected_count(ids: Tensor, vocab_size: int, num_samples: int) -> Tensor:
-    """log(num_samples * P(id))."""
-    return torch.log(torch.log1p(1 / (ids + 1.0)) * (num_samples / math.log(vocab_size + 1)))
 
 
 class _SampledCrossEntropy(Function):
     """Computes the gradients with the loss, chunk by chunk, since the scores of a chunk are at hand only then."""
 
     @staticmethod
-    def forward(ctx, hidden, right_rows, sample_rows, targets, samples, right_offset, sample_offset) -> Tensor:
+    def forward(ctx, hidden, right_rows, sample_rows, targets, samples, log_expected_counts) -> Tensor:
         loss = torch.zeros((), device=hidden.device)
         grads = [torch.empty_like(hidden), torch.empty_like(right_rows), torch.zeros_like(sample_rows)]
         for start in range(0, len(hidden), _CHUNK):
             rows = slice(start, start + _CHUNK)
             states, right = hidden[rows], right_rows[rows]
-            right_score = (states * right).sum(dim=1, dtype=torch.float32) - right_offset[rows]
-            scores = (states @ sample_rows.t()).float().sub_(sample_offset)
+            right_score = (states * right).sum(dim=1, dtype=torch.float32)
+            scores = (states @ sample_rows.t()).float().sub_(log_expected_counts)
             scores.masked_fill_(samples == targets[rows].unsqueeze(1), -torch.inf)
             top = torch.maximum(right_score, scores.amax(dim=1))
             scores = scores.sub_(top.unsqueeze(1)).exp_()
@@ -83,4 +78,4 @@ class _SampledCrossEntropy(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        return *(grad * grad_output for grad in ctx.saved_tensors), None, None, None, None
+        return *(grad * grad_output for grad in ctx.saved_tensors), None, None, None

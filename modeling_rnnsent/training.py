@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
+from datasets import Dataset
 from huggingface_hub import upload_folder
 from safetensors import safe_open
 from torch import nn
@@ -19,6 +21,7 @@ from transformers.utils import logging
 from .arguments import RNNSentTrainingArguments
 from .data import Labels
 from .errors import InputError
+from .objectives import Objectives, unlabeled_batches, watched
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
 
 logger = logging.get_logger(__name__)
@@ -31,15 +34,53 @@ _CHECKPOINT_FILES = ("config.json", "model.safetensors", "trainer_state.json", "
 
 class RNNSentTrainer(Trainer):
     """
-    A `Trainer` with five differences.
+    A `Trainer` with six differences.
 
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
     (transformers issue 48025). A checkpoint that cannot be written to its end is removed again, so that the one before
     it is the last. The model card is left to `reports`, and what is pushed to the Hub is the finished directory. On a
-    CPU, AdamW is [`LazyAdamW`] for a large embedding, so that a step does not grow with the vocabulary.
+    CPU, AdamW is [`LazyAdamW`] for a large embedding, so that a step does not grow with the vocabulary. A classifier's
+    step has the terms of [`Objectives`] that the arguments give a weight.
+
+    Args:
+        unlabeled_dataset (`Dataset`, *optional*): Texts for the terms that need no label; with a teacher, `labels` are
+            its probabilities. None: the training texts.
     """
 
     _lazy_embedding: lazy_embedding | None = None
+
+    def __init__(self, *args, unlabeled_dataset: Dataset | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.objectives = Objectives(self.args, self.model)
+        self.unlabeled_dataset = self.train_dataset if unlabeled_dataset is None else unlabeled_dataset
+        self._unlabeled: Iterator[dict[str, torch.Tensor]] | None = None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        objectives = self.objectives
+        if not objectives.are_set:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with watched(objectives.embedding) as embeddings:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        unlabeled = self._prepare_inputs(self._next_unlabeled()) if objectives.need_unlabeled else None
+        for term in objectives.terms(model, self._prepare_inputs(inputs), embeddings[0], unlabeled):
+            term = term / self.current_gradient_accumulation_steps
+            self.accelerator.backward(term)
+            loss = loss + term.detach()
+        return loss
+
+    def _next_unlabeled(self) -> dict[str, torch.Tensor]:
+        if self._unlabeled is None:
+            done = self.state.global_step * self.args.gradient_accumulation_steps
+            processes = self.args.world_size
+            self._unlabeled = unlabeled_batches(
+                self.unlabeled_dataset,
+                self.data_collator,
+                self.args.unlabeled_batch_size or self.args.per_device_train_batch_size,
+                seed=self.args.seed,
+                start=done * processes + self.args.process_index,
+                step=processes,
+            )
+        return next(self._unlabeled)
 
     def _get_train_sampler(self, train_dataset=None):
         # The data set as it is: the one that `Trainer` hands over has lost its column of lengths.

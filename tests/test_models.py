@@ -240,8 +240,59 @@ def test_causal_lm_loss_shifts_and_refuses_two_directions():
     output = model(ids, labels=ids)
     torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits[0, :-1], ids[0, 1:]))
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, output.logits[:, -2:])
-    with pytest.raises(ValueError, match="bidirectional"):
-        make(RNNSentForCausalLM, bidirectional=True)
+
+
+def test_two_directions_learn_the_next_and_the_last_token():
+    model = make(RNNSentForCausalLM, bidirectional=True, tie_word_embeddings=True)
+    lengths = [6, 1, 4]
+    batch = make_batch(lengths)
+    output = model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100))
+    words = model.rnnsent.embeddings.weight
+    total = 0.0
+    for row, length in enumerate(lengths):
+        ids = batch["input_ids"][row, :length]
+        forward, backward = model.rnnsent(ids[None]).last_hidden_state[0].chunk(2, dim=-1)
+        next_logits, last_logits = (
+            projection(states) @ words.t() for projection, states in zip(model.projections, (forward, backward))
+        )
+        torch.testing.assert_close(output.logits[row, :length], next_logits)
+        total += nn.functional.cross_entropy(next_logits[:-1], ids[1:], reduction="sum")
+        total += nn.functional.cross_entropy(last_logits[1:], ids[:-1], reduction="sum")
+    torch.testing.assert_close(output.loss, total / (2 * sum(max(0, length - 1) for length in lengths)))
+    with pytest.raises(ValueError, match="generate"):
+        model.generate(batch["input_ids"])
+    with pytest.raises(ValueError, match="num_hidden_layers"):
+        make(RNNSentForCausalLM, bidirectional=True, num_hidden_layers=2)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_sampled_softmax_comes_close_to_the_whole(tied):
+    settings = {"bidirectional": True, "tie_word_embeddings": tied, "vocab_size": 200}
+    full = make(RNNSentForCausalLM, **settings)
+    sampled = make(RNNSentForCausalLM, sampled_softmax_size=4000, **settings)
+    batch = make_batch([40, 30, 35])
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    expected = full(**batch, labels=labels).loss
+    torch.testing.assert_close(sampled(**batch, labels=labels).loss, expected)  # in evaluation it is the whole one
+    loss = sampled.train()(**batch, labels=labels).loss
+    torch.testing.assert_close(loss, expected, atol=0.02, rtol=0.02)
+    names = [name for name, _ in full.named_parameters()]
+    expected_gradients = torch.autograd.grad(expected, list(full.parameters()))
+    for name, actual, wanted in zip(names, torch.autograd.grad(loss, list(sampled.parameters())), expected_gradients):
+        assert torch.cosine_similarity(actual.flatten(), wanted.flatten(), dim=0) > 0.97, name
+
+
+def test_variational_dropout_draws_one_mask_a_text():
+    settings = {"embedding_dropout": 0.5, "variational_dropout": True, "embedding_size": 50}
+    model = make(RNNSentModel, **settings).train()
+    seen = []
+    model.recurrence.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    ids = torch.randint(2, VOCABULARY, (3, 9))
+    model(ids)
+    kept = seen[0] != 0
+    assert torch.equal(kept, kept[:, :1].expand_as(kept)) and 0.3 < kept.float().mean() < 0.7
+    assert not torch.equal(kept[0], kept[1])
+    torch.testing.assert_close(seen[0], 2 * model.embeddings(ids) * kept)
 
 
 def test_padding_embedding_stays_zero_and_is_any_id():

@@ -1,0 +1,170 @@
+"""The n-gram model beside the recurrent layers: its formula, its state, how it is fitted, and that it is worth it."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_reviews
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from test_models import make, make_batch
+from torch import nn
+
+from modeling_rnnsent import RNNSentForSequenceClassification
+from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
+from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
+
+PRIME, BASE, SPREAD = 2**31 - 1, 1_103_515_245, 1_664_525_001
+
+
+def bucket(ngram, num_buckets):
+    """The row of one n-gram, in Python's integers."""
+    value = 0
+    for token in reversed(ngram):
+        value = (value * BASE + token + 2) % PRIME
+    return (value * SPREAD + len(ngram)) % PRIME % num_buckets
+
+
+def reference(model, ids):
+    """Logits of one text, a loop written out."""
+    ngrams, order = model.ngrams, model.config.ngram_order
+    found = [ids[i : i + n] for n in range(1, order + 1) for i in range(len(ids) - n + 1)]
+    total = sum(ngrams.scores[bucket(ngram, model.config.ngram_buckets)] for ngram in found)
+    logits = ngrams.bias + total / math.sqrt(max(1, len(found)))
+    return torch.cat((torch.zeros(1), logits)) if model.config.num_labels == 2 else logits
+
+
+def make_with_ngrams(order=3, **settings):
+    settings = {"ngram_order": order, "ngram_buckets": 64, "ngram_weight": 1.0, **settings}
+    model = make(RNNSentForSequenceClassification, **settings)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.ngrams.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_logits_by_the_formula(order, num_labels):
+    model = make_with_ngrams(order, num_labels=num_labels)
+    lengths = [7, 1, 0, 4]
+    batch = make_batch(lengths)
+    logits = model(**batch).logits
+    for row, length in enumerate(lengths):
+        expected = reference(model, batch["input_ids"][row, :length].tolist())
+        torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-5)
+    left = make_batch(lengths, side="left")
+    torch.testing.assert_close(model(**left).logits, logits)
+
+
+def test_logits_are_the_weighted_mean_in_evaluation_and_the_recurrent_ones_in_training():
+    model = make_with_ngrams()
+    batch = {**make_batch([6, 3]), "labels": torch.tensor([0, 1])}
+    ngram_logits = model(**batch).logits
+    model.config.ngram_weight = 0.0
+    recurrent = model(**batch).logits
+    model.config.ngram_weight = 0.3
+    torch.testing.assert_close(model(**batch).logits, 0.7 * recurrent + 0.3 * ngram_logits)
+    model.train()
+    output = model(**batch)
+    torch.testing.assert_close(output.logits, recurrent)
+    output.loss.backward()
+    assert all(parameter.grad is None for parameter in model.ngrams.parameters())
+    model.eval()
+    with pytest.raises(ValueError, match="give `input_ids`"):
+        model(inputs_embeds=torch.zeros(1, 2, model.config.embedding_size))
+
+
+@pytest.mark.parametrize("pooling", ["last", "max_mean"])
+def test_text_read_in_pieces_gives_the_same(pooling):
+    model = make_with_ngrams(ngram_weight=0.5, pooling=pooling)
+    lengths = [9, 2, 0, 5]
+    batch = make_batch(lengths)
+    expected = model(**batch).logits
+    state = None
+    for start, end in ((0, 1), (1, 3), (3, 8), (8, 9)):
+        piece = {name: value[:, start:end] for name, value in batch.items()}
+        output = model(**piece, state=state, use_cache=True)
+        state = output.state
+    torch.testing.assert_close(output.logits, expected)
+    with pytest.raises(ValueError, match="`state` must be"):
+        model(**batch, state=state[:-1])
+
+
+def encoded_reviews(count=300, seed=0):
+    frame = make_reviews(count, seed)
+    encode = WordEncoder(build_tokenizer(make_reviews(300)["text"]))
+    return encode(list(frame["text"])), frame["label"].to_numpy()
+
+
+def test_fitting_starts_from_naive_bayes_and_ends_as_good_as_logistic_regression():
+    (rows, labels), (other_rows, other_labels) = encoded_reviews(), encoded_reviews(200, seed=1)
+    buckets = choose_buckets(rows, 2, 1)
+    model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=2, ngram_buckets=buckets)
+    history = fit_ngrams(model, rows, labels, other_rows, other_labels, seed=0)
+    assert history[-1] < history[0]
+    model.config.ngram_weight = 1.0
+    guesses = [int(model(torch.from_numpy(row)[None]).logits.argmax()) if len(row) else 0 for row in other_rows]
+    vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
+    texts, other_texts = ([" ".join(map(str, row)) for row in part] for part in (rows, other_rows))
+    rival = LogisticRegression().fit(vectorizer.fit_transform(texts), labels)
+    assert np.mean(guesses == other_labels) >= rival.score(vectorizer.transform(other_texts), other_labels) - 0.01
+    again = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=2, ngram_buckets=buckets)
+    assert fit_ngrams(again, rows, labels, other_rows, other_labels, seed=0) == history
+    assert torch.equal(again.ngrams.scores, model.ngrams.scores)
+
+
+def test_first_scores_are_log_count_ratios(monkeypatch):
+    monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
+    rows = [np.array([3, 4]), np.array([3]), np.array([5])]
+    labels = np.array([1, 1, 0])
+    model = make(RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 16)
+    fit_ngrams(model, rows, labels, rows, labels)
+    counts = {
+        label: Counter(t for row, its in zip(rows, labels) if its == label for t in row.tolist()) for label in (0, 1)
+    }
+    share = 3 / 4  # of all words, how many stand in texts of class 1
+    for token in (3, 4, 5, 9):
+        ratio = math.log((counts[1][token] / share + 2) / (counts[0][token] / (1 - share) + 2))
+        score = model.ngrams.scores[bucket([token], 1 << 16)]
+        torch.testing.assert_close(score, torch.tensor([0.5 * ratio]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.ngrams.bias, torch.tensor([math.log(2)]))
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression", "three classes"])
+def test_other_kinds_of_labels_are_fitted(problem_type):
+    (rows, labels), (other_rows, other_labels) = encoded_reviews(), encoded_reviews(200, seed=1)
+    settings = {"problem_type": problem_type, "num_labels": {"regression": 1}.get(problem_type, 3)}
+    if problem_type == "multi_label_classification":
+        convert = lambda part: np.stack((part, 1 - part, np.ones_like(part)), axis=1).astype(np.float32)  # noqa: E731
+    elif problem_type == "regression":
+        convert = lambda part: part * 20.0 + 100  # noqa: E731
+    else:
+        settings["problem_type"] = "single_label_classification"
+        convert = lambda part: part * 2  # of the middle class there is no text  # noqa: E731
+    model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=2, ngram_buckets=4096, **settings)
+    history = fit_ngrams(model, rows, convert(labels), other_rows, convert(other_labels))
+    assert all(map(math.isfinite, history)) and history[-1] < history[0]
+    model.config.ngram_weight = 1.0
+    logits = torch.cat([model(torch.from_numpy(row)[None]).logits for row in other_rows if len(row)]).detach()
+    truth = other_labels[[len(row) > 0 for row in other_rows]]
+    if problem_type == "regression":
+        assert 100 < float(logits.mean()) < 120 and np.corrcoef(logits[:, 0], truth)[0, 1] > 0.8
+    else:
+        first = logits[:, 0] > 0 if problem_type == "multi_label_classification" else logits.argmax(1) == 2
+        assert np.mean(first.numpy() == truth) > 0.9
+
+
+def test_weight_is_the_one_with_the_lowest_loss():
+    labels = np.array([0, 1, 1, 0])
+    right = np.array([[2.0, -2.0], [-2.0, 2.0], [-2.0, 2.0], [2.0, -2.0]])
+    for recurrent, ngrams in ((right, -right), (-right, right)):
+        assert choose_weight(recurrent, ngrams, labels, "single_label_classification") == float(ngrams is right)
+    noisy = right + np.array([[4.0, 0.0], [0.0, 0.0], [4.0, 0.0], [0.0, 0.0]])
+    losses = [
+        nn.functional.cross_entropy(torch.tensor((1 - w) * right * 0.1 + w * noisy), torch.tensor(labels)).item()
+        for w in np.arange(21) / 20
+    ]
+    assert choose_weight(right * 0.1, noisy, labels, "single_label_classification") == np.argmin(losses) / 20
