@@ -234,6 +234,9 @@ class RNNSentPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, RNNSentNgrams):
+            init.zeros_(module.scores)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
@@ -433,6 +436,9 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
     Args:
         config ([`RNNSentConfig`]): Configuration; `num_labels` and `problem_type` shape the head and the loss.
     """
+
+    # Every process fits the same table: there is no need to send it around at every step.
+    _ddp_params_and_buffers_to_ignore = ("ngrams.scores", "ngrams.bias")
 
     def __init__(self, config: RNNSentConfig):
         super().__init__(config)

@@ -107,9 +107,8 @@ def fit_ngrams(
         if history[-1] > min(history[:-1]):
             break
         best = (weights.detach() * ratios, bias.detach().clone())
-    with torch.no_grad():
-        ngrams.scores.copy_(best[0] * scale)
-        ngrams.bias.copy_(best[1] * scale + shift)
+    ngrams.scores.copy_(best[0] * scale)
+    ngrams.bias.copy_(best[1] * scale + shift)
     return history
 
 

@@ -66,9 +66,10 @@ class RNNSentNgrams(nn.Module):
         self.num_buckets = config.ngram_buckets
         self.is_binary = config.num_labels == 2 and config.problem_type in (None, "single_label_classification")
         columns = 1 if self.is_binary else config.num_labels
-        # Fitted, not trained: the optimizer would move millions of rows for the few thousand that a batch reads.
-        self.scores = nn.Parameter(torch.zeros(self.num_buckets, columns), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(columns), requires_grad=False)
+        # Buffers, since they are not trained with the rest: an optimizer would go over millions of rows for the few
+        # thousand that a batch reads.
+        self.register_buffer("scores", torch.zeros(self.num_buckets, columns))
+        self.register_buffer("bias", torch.zeros(columns))
 
     def no_past(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The past of a text of which nothing was read: -1 stands where no token was."""

@@ -25,6 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .arguments import RNNSentTrainingArguments
 from .data import PaddingCollator
+from .errors import InputError
 from .modeling_rnnsent import RNNSentForSequenceClassification
 
 # How far virtual adversarial training steps to find the direction to go, as a share of how far it then goes.
@@ -139,6 +140,9 @@ class Objectives:
     Args:
         arguments ([`RNNSentTrainingArguments`]): The terms' weights and `adversarial_epsilon`.
         model ([`RNNSentForSequenceClassification`]): The model itself, without what wraps it for several processes.
+
+    Raises:
+        InputError: where there is a term, and the model is no classifier or has no embedding.
     """
 
     def __init__(self, arguments: RNNSentTrainingArguments, model: RNNSentForSequenceClassification):
@@ -149,6 +153,15 @@ class Objectives:
         self.epsilon = arguments.adversarial_epsilon
         self.model, self.embedding = model, model.get_input_embeddings()
         self.problem_type = model.config.problem_type
+        if self.are_set and (self.embedding is None or not isinstance(model, RNNSentForSequenceClassification)):
+            what = (
+                "an embedding to change"
+                if self.embedding is None
+                else "labels to learn: it is not for language-modeling"
+            )
+            raise InputError(
+                f"adversarial_weight, virtual_adversarial_weight, entropy_weight or a teacher needs {what}."
+            )
 
     @property
     def need_unlabeled(self) -> bool:

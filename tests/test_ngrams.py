@@ -40,8 +40,8 @@ def make_with_ngrams(order=3, **settings):
     settings = {"ngram_order": order, "ngram_buckets": 64, "ngram_weight": 1.0, **settings}
     model = make(RNNSentForSequenceClassification, **settings)
     generator = torch.Generator().manual_seed(3)
-    for parameter in model.ngrams.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    for buffer in model.ngrams.buffers():
+        buffer.copy_(torch.randn(buffer.shape, generator=generator))
     return model
 
 
@@ -70,8 +70,6 @@ def test_logits_are_the_weighted_mean_in_evaluation_and_the_recurrent_ones_in_tr
     model.train()
     output = model(**batch)
     torch.testing.assert_close(output.logits, recurrent)
-    output.loss.backward()
-    assert all(parameter.grad is None for parameter in model.ngrams.parameters())
     model.eval()
     with pytest.raises(ValueError, match="give `input_ids`"):
         model(inputs_embeds=torch.zeros(1, 2, model.config.embedding_size))

@@ -1,0 +1,213 @@
+"""The terms beside the labelled loss, against their formulas, and runs that use them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import SMALL, make_reviews, train
+from datasets import Dataset
+from test_models import make, make_batch
+from test_training import fails
+from torch import nn
+
+from modeling_rnnsent import RNNSentForSequenceClassification
+from modeling_rnnsent.arguments import RNNSentTrainingArguments
+from modeling_rnnsent.bulk import BulkClassifier
+from modeling_rnnsent.data import PaddingCollator
+from modeling_rnnsent.objectives import Objectives, unlabeled_batches, watched
+from modeling_rnnsent.scoring import load_scorer
+
+
+def make_objectives(model, tmp_path, **settings):
+    return Objectives(RNNSentTrainingArguments(output_dir=str(tmp_path), **settings), model)
+
+
+def make_trained(**settings):
+    settings = {"pooling": "max_mean", "bidirectional": True, "initializer_range": 0.5, **settings}
+    return make(RNNSentForSequenceClassification, **settings).train()
+
+
+def logits_at(model, batch, embeddings):
+    return model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).logits
+
+
+def size_of_step(model, batch, epsilon):
+    """epsilon times the root mean square of the elements of the words' embeddings."""
+    embeddings = model.rnnsent.embeddings(batch["input_ids"])[batch["attention_mask"].bool()]
+    return epsilon * embeddings.square().mean().sqrt()
+
+
+def test_adversarial_loss_is_at_the_steepest_step(tmp_path):
+    model = make_trained()
+    batch = {**make_batch([6, 3, 5]), "labels": torch.tensor([0, 1, 1])}
+    objectives = make_objectives(model, tmp_path, adversarial_weight=0.5, adversarial_epsilon=2.0)
+    with watched(objectives.embedding) as outputs:
+        clean = model(**batch).loss
+        clean.backward()
+    (term,) = objectives.terms(model, batch, outputs[0], None)
+    embeddings = model.rnnsent.embeddings(batch["input_ids"]).detach().requires_grad_()
+    loss = nn.functional.cross_entropy(logits_at(model, batch, embeddings), batch["labels"])
+    (gradient,) = torch.autograd.grad(loss, embeddings)
+    steps = size_of_step(model, batch, 2.0) * gradient / gradient.norm(dim=(1, 2), keepdim=True)
+    expected = nn.functional.cross_entropy(logits_at(model, batch, embeddings + steps), batch["labels"])
+    torch.testing.assert_close(term, 0.5 * expected)
+    assert expected > clean and not steps[1, 3:].any()
+    model.zero_grad()
+    term.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    torch.testing.assert_close(model(**batch).loss, clean)  # nothing is left hooked
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
+def test_virtual_adversarial_term_is_what_a_text_is_most_sensitive_to(problem_type, tmp_path):
+    settings = {"problem_type": problem_type, "num_labels": 1 if problem_type == "regression" else 3}
+    model = make_trained(**settings)
+    batch = make_batch([6, 3, 5])
+    objectives = make_objectives(model, tmp_path, virtual_adversarial_weight=1.0, adversarial_epsilon=0.5)
+    (term,) = objectives.terms(model, {}, None, batch)
+
+    def change(steps):
+        before = logits_at(model, batch, embeddings).detach()
+        after = logits_at(model, batch, embeddings + steps)
+        if problem_type == "regression":
+            return (after - before).square().mean()
+        kind = torch.distributions.Categorical if settings["num_labels"] == 3 else None
+        if problem_type == "multi_label_classification":
+            kind = torch.distributions.Bernoulli
+        return torch.distributions.kl_divergence(kind(logits=before), kind(logits=after)).sum() / len(before)
+
+    embeddings = model.rnnsent.embeddings(batch["input_ids"]).detach()
+    random = torch.randn(100, *embeddings.shape) * batch["attention_mask"].unsqueeze(-1)
+    length = size_of_step(model, batch, 0.5)
+    others = [change(length * step / step.norm(dim=(1, 2), keepdim=True)).item() for step in random]
+    assert max(others) < term.item() and term.item() > 2 * np.mean(others)
+    gradients = torch.autograd.grad(term, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
+
+
+def test_same_dropout_in_every_pass(tmp_path):
+    model = make_trained(embedding_dropout=0.5, classifier_dropout=0.5, word_dropout=0.3)
+    objectives = make_objectives(model, tmp_path, virtual_adversarial_weight=1.0, adversarial_epsilon=1e-6)
+    (term,) = objectives.terms(model, {}, None, make_batch([6, 3, 5]))
+    assert abs(float(term.detach())) < 1e-6
+
+
+def test_entropy_and_distillation_by_their_formulas(tmp_path):
+    model = make_trained()
+    batch = make_batch([6, 3])
+    teacher = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    probabilities = model(**batch).logits.softmax(-1)
+    settings = {"entropy_weight": 0.5, "teacher_name_or_path": ["somebody"], "distillation_weight": 2.0}
+    objectives = make_objectives(model, tmp_path, **settings)
+    (term,) = objectives.terms(model, {}, None, {**batch, "labels": teacher})
+    entropy = torch.distributions.Categorical(probabilities).entropy().mean()
+    torch.testing.assert_close(term, 0.5 * entropy - 2.0 * (teacher * probabilities.log()).sum(-1).mean())
+
+
+def test_unlabeled_batches_are_the_same_again_shared_out_and_taken_up():
+    rows = [list(range(2, 2 + length)) for length in np.random.default_rng(0).integers(1, 30, 53)]
+    dataset = Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+
+    def batches(count, **settings):
+        found = unlabeled_batches(dataset, PaddingCollator(0), 8, seed=3, **settings)
+        return [next(found)["input_ids"] for _ in range(count)]
+
+    first = batches(14)
+    seen = sorted(int((row > 0).sum()) for batch in first[:7] for row in batch)
+    assert seen == sorted(map(len, rows))  # every text once a round
+    assert any(not torch.equal(one, other) for one, other in zip(first[:7], first[7:]))
+    for start, step in ((0, 1), (5, 1), (0, 2), (1, 2)):
+        for expected, found in zip(first[start::step], batches(4, start=start, step=step)):
+            assert torch.equal(expected, found)
+
+
+DATA = ("--validation_size=0.2", "--test_size=0.2", "--num_train_epochs=2", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    make_reviews(240).to_csv(folder / "train.csv", index=False)
+    (folder / "more.txt").write_text("\n".join(text or "film" for text in make_reviews(300, seed=9)["text"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language_model(texts):
+    train(
+        "configuration/pretrain.yaml",
+        f"--train_file={texts / 'more.txt'}",
+        "--validation_size=0.1",
+        "--min_frequency=1",
+        "--max_length=20",
+        "--sampled_softmax_size=64",
+        "--learning_rate=0.01",
+        "--warmup_steps=5",
+        "--num_train_epochs=4",
+        *SMALL,
+        f"--output_dir={texts / 'lm'}",
+    )
+    return texts / "lm"
+
+
+@pytest.mark.slow
+def test_language_model_learns_and_starts_a_classifier(language_model, texts):
+    results = json.loads((language_model / "eval_results.json").read_text())
+    assert results["eval_perplexity"] == pytest.approx(np.exp(results["eval_loss"])) and results["eval_perplexity"] < 20
+    assert "pipeline_tag: feature-extraction" in (language_model / "README.md").read_text()
+    train(
+        "configuration/default.yaml",
+        f"--model_name_or_path={language_model}",
+        f"--train_file={texts / 'train.csv'}",
+        f"--unlabeled_file={texts / 'more.txt'}",
+        "--adversarial_weight=1",
+        "--virtual_adversarial_weight=1",
+        "--entropy_weight=1",
+        *DATA,
+        f"--output_dir={texts / 'mixed'}",
+    )
+    results = json.loads((texts / "mixed" / "test_results.json").read_text())
+    assert results["test_accuracy"] > 0.9
+    recipe = yaml.safe_load((texts / "mixed" / "recipe.yaml").read_text())
+    assert recipe["virtual_adversarial_weight"] == 1 and 0 <= recipe["ngram_weight"] <= 1
+    model = RNNSentForSequenceClassification.from_pretrained(texts / "mixed")
+    assert model.config.ngram_weight == recipe["ngram_weight"] and model.ngrams.scores.any()
+
+
+@pytest.mark.slow
+def test_teacher_is_learned_from_texts_without_labels(language_model, texts):
+    train(
+        "configuration/default.yaml", f"--train_file={texts / 'train.csv'}", *DATA, f"--output_dir={texts / 'teacher'}"
+    )
+    train(
+        "configuration/default.yaml",
+        f"--train_file={texts / 'train.csv'}",
+        f"--unlabeled_file={texts / 'more.txt'}",
+        f"--teacher_name_or_path={texts / 'teacher'}",
+        *DATA,
+        "--max_train_samples=16",  # of its own it would not learn much
+        "--learning_rate=0.01",
+        "--num_train_epochs=100",
+        f"--output_dir={texts / 'student'}",
+    )
+    more = make_reviews(200, seed=11)["text"].tolist()
+    answers = [list(BulkClassifier(load_scorer(str(texts / name)))(more)) for name in ("teacher", "student")]
+    teacher, student = (np.array(part)[:, 1] > 0.5 for part in answers)
+    assert np.mean(teacher == student) > 0.9
+    line = fails(
+        "configuration/default.yaml",
+        f"--train_file={texts / 'train.csv'}",
+        f"--teacher_name_or_path={language_model}",
+        *DATA,
+        f"--output_dir={texts / 'other'}",
+    )
+    assert "teacher" in line
+
+
+def test_what_does_not_go_together_is_refused(texts):
+    assert "adversarial_epsilon must be" in fails(f"--train_file={texts / 'train.csv'}", "--adversarial_epsilon=0")
+    flags = [f"--train_file={texts / 'more.txt'}", "--entropy_weight=1", f"--output_dir={texts / 'refused'}"]
+    line = fails("configuration/pretrain.yaml", *flags, *SMALL)
+    assert "entropy_weight" in line and "language-modeling" in line
