@@ -64,6 +64,8 @@ def main():
     model = load_model(run, texts, tokenizer, resumes=checkpoint is not None)
     choose_metric(arguments, texts.labels, run.given)
     settings = run.settings(model.config)
+    # Checkpoints are compared by what they have learned: beside good n-grams the least trained layers look best.
+    model.config.ngram_weight = 0.0
     if arguments.metric_for_best_model is not None:
         settings["metric_for_best_model"] = arguments.metric_for_best_model
     if arguments.should_log:
@@ -83,8 +85,8 @@ def main():
     if arguments.overwrite_output_dir and arguments.should_save:
         clear_output_dir(arguments)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    if model.config.ngram_order and run.model.ngram_weight is None:
-        settings["ngram_weight"] = weigh_ngrams(trainer, texts.labels.problem_type)
+    if texts.labels is not None and model.config.ngram_order:
+        settings["ngram_weight"] = weigh_ngrams(trainer, texts.labels.problem_type, run.model.ngram_weight)
     report(trainer, texts, splits, settings, result.metrics)
 
 
@@ -173,15 +175,17 @@ def describe(model, splits) -> str:
     return f"{sizes} texts; {model.config.vocab_size:,} words; {model.num_parameters():,} parameters"
 
 
-def weigh_ngrams(trainer: RNNSentTrainer, problem_type: str) -> float:
-    """Gives the model's n-grams the weight with the lowest loss on the validation texts, and returns it."""
-    config, logits = trainer.model.config, []
-    for weight in (0.0, 1.0):
-        config.ngram_weight = weight
-        output = trainer.predict(trainer.eval_dataset)
-        logits.append(output.predictions)
-    config.ngram_weight = choose_weight(*logits, output.label_ids, problem_type)
-    return config.ngram_weight
+def weigh_ngrams(trainer: RNNSentTrainer, problem_type: str, weight: float | None) -> float:
+    """Gives the model's n-grams this weight, or the one with the lowest loss on the validation texts; returns it."""
+    config = trainer.model.config
+    if weight is None:
+        logits = []
+        for config.ngram_weight in (0.0, 1.0):
+            output = trainer.predict(trainer.eval_dataset)
+            logits.append(output.predictions)
+        weight = choose_weight(*logits, output.label_ids, problem_type)
+    config.ngram_weight = weight
+    return weight
 
 
 def stopping(arguments) -> list:
