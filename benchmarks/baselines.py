@@ -3,8 +3,8 @@ Test accuracy of what people use instead of a recurrent classifier, on IMDb's 25
 
     python benchmarks/baselines.py [DATASET]
 
-DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout. Every rival has its library's defaults or the
-setting of the paper named; nothing is chosen by the test split.
+DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout. Every rival has its library's defaults or
+the setting of the paper named; nothing is chosen by the test split.
 """
 
 import sys

@@ -69,6 +69,13 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Share of the training examples held out for the test where no test split is given."},
     )
+    holdout_block_size: int = field(
+        default=1,
+        metadata={
+            "help": "Hold out runs of so many neighbouring examples instead of single ones, where neighbours belong "
+            "together (IMDb's reviews stand film by film, and no film of the test was seen in training)."
+        },
+    )
     split_seed: int = field(
         default=1, metadata={"help": "Seed of the random split; another seed of training keeps it."}
     )
@@ -108,6 +115,7 @@ DATA_SOURCE_FIELDS = (
     "unlabeled_file",
     "text_column_name",
     "label_column_name",
+    "holdout_block_size",
 )
 
 

@@ -407,16 +407,9 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
             raise InputError(
                 f"{name}_size={getattr(arguments, f'{name}_size')} of {len(raw['train'])} examples is none."
             )
-        stratify = None
-        if labels is not None and labels.problem_type == "single_label_classification":
-            counts = np.bincount(train["label"], minlength=len(labels.names))
-            if counts[counts > 0].min() >= 2 and size >= len(labels.names) <= len(train) - size:
-                stratify = train["label"]  # every class in the same share on both sides
-        kept, held_out = train_test_split(
-            np.arange(len(train)), test_size=size, random_state=arguments.split_seed, stratify=stratify
-        )
-        raw[name] = train.select(np.sort(held_out))
-        train = train.select(np.sort(kept))
+        kept, held_out = _hold_out(train, size, arguments, labels)
+        raw[name] = train.select(held_out)
+        train = train.select(kept)
     raw["train"] = train
     for name, flag in (
         ("train", "max_train_samples"),
@@ -432,6 +425,32 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
                 order = np.random.default_rng(arguments.split_seed).permutation(len(raw[name]))[:limit]
                 raw[name] = raw[name].select(np.sort(order))
     return DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
+
+
+def _hold_out(
+    train: Dataset, size: int, arguments: DataArguments, labels: Labels | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to keep and about `size` rows to hold out, in blocks of neighbours, every class in the same share."""
+    block_size = arguments.holdout_block_size
+    if not 1 <= block_size <= size:
+        raise InputError(
+            f"holdout_block_size must be at least 1 and at most the {size} examples to hold out, got {block_size}."
+        )
+    starts = np.arange(0, len(train), block_size)
+    wanted = max(1, round(size / block_size))
+    stratify = None
+    if labels is not None and labels.problem_type == "single_label_classification":
+        first = np.array(train["label"])[starts]  # of a block: neighbours of one kind have one label, or it is chance
+        counts = np.bincount(first, minlength=len(labels.names))
+        if counts[counts > 0].min() >= 2 and wanted >= len(labels.names) <= len(starts) - wanted:
+            stratify = first
+    if wanted >= len(starts):
+        raise InputError(f"holdout_block_size {block_size} leaves nothing of {len(train)} examples to train on.")
+    _, held_out = train_test_split(
+        np.arange(len(starts)), test_size=wanted, random_state=arguments.split_seed, stratify=stratify
+    )
+    is_held_out = np.isin(np.arange(len(train)) // block_size, held_out)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def tokenize(

@@ -230,3 +230,16 @@ def test_batches_are_padded_on_the_right_like_the_tokenizers_own():
     for name in ("input_ids", "attention_mask", "labels"):
         torch.testing.assert_close(batch[name], expected[name])
     assert PaddingCollator(0)([{"input_ids": []}])["attention_mask"].tolist() == [[0]]
+
+
+def test_blocks_of_neighbours_are_held_out_whole(tmp_path):
+    rows = [{"text": f"film {film} review {review}", "label": film % 2} for film in range(40) for review in range(5)]
+    pandas.DataFrame(rows).to_csv(tmp_path / "films.csv", index=False)
+    arguments = {"train_file": str(tmp_path / "films.csv"), "validation_size": 0.2, "test_size": 0.1}
+    splits = load_labeled_texts(DataArguments(**arguments, holdout_block_size=5)).splits
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == [140, 40, 20]
+    films = [{text.split()[1] for text in splits[name]["text"]} for name in splits]
+    assert sum(map(len, films)) == len(set.union(*films)) == 40
+    assert sum(splits["validation"]["label"]) == 20
+    with pytest.raises(InputError, match="holdout_block_size must be at least 1 and at most the 20"):
+        load_labeled_texts(DataArguments(**arguments, holdout_block_size=21))
