@@ -1,0 +1,60 @@
+"""
+How the n-gram model beside the recurrent layers does by its longest n-gram and the rows of its table:
+
+    python benchmarks/ngrams.py [DATASET]
+
+Validation accuracy and loss on a fifth of IMDb's training reviews, held out film by film, of the n-grams alone.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from measuring import describe_machine, show, write
+
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent.arguments import DataArguments
+from modeling_rnnsent.bulk import BulkClassifier
+from modeling_rnnsent.data import load_labeled_texts
+from modeling_rnnsent.ngrams import choose_buckets, fit_ngrams
+from modeling_rnnsent.scoring import TorchScorer
+from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
+
+SETTINGS = ((1, None), (2, None), (2, 1 << 20), (2, 1 << 18), (3, None), (4, None))
+
+
+def measure(dataset_name: str) -> Iterator[dict]:
+    arguments = DataArguments(dataset_name=dataset_name, validation_size=0.2, holdout_block_size=50)
+    splits = load_labeled_texts(arguments).splits
+    tokenizer = build_tokenizer(splits["train"]["text"], min_frequency=2)
+    encode = WordEncoder(tokenizer)
+    texts = {name: list(splits[name]["text"]) for name in ("train", "validation")}
+    rows = {name: encode(part) for name, part in texts.items()}
+    labels = {name: np.array(splits[name]["label"]) for name in rows}
+    for order, buckets in SETTINGS:
+        start = time.perf_counter()
+        buckets = buckets or choose_buckets(rows["train"], order, 1)
+        settings = {"ngram_order": order, "ngram_buckets": buckets, "ngram_weight": 1.0}
+        model = RNNSentForSequenceClassification(
+            RNNSentConfig(vocab_size=len(tokenizer), embedding_size=1, hidden_size=1, **settings)
+        )
+        losses = fit_ngrams(model, rows["train"], labels["train"], rows["validation"], labels["validation"])
+        seconds = time.perf_counter() - start
+        positive = [answer[1] for answer in BulkClassifier(TorchScorer(model, tokenizer))(texts["validation"])]
+        yield {
+            "longest n-gram": order,
+            "rows": buckets,
+            "accuracy": f"{np.mean((np.array(positive) > 0.5) == labels['validation']):.4f}",
+            "loss": f"{min(losses):.4f}",
+            "epochs": len(losses) - 1,
+            "seconds": round(seconds, 1),
+        }
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    table = list(measure(sys.argv[1] if len(sys.argv) > 1 else "stanfordnlp/imdb"))
+    show("n-grams alone, 20,000 reviews to train and 5,000 to validate", table)
+    write("ngrams", describe_machine(), table)
