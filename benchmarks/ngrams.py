@@ -22,7 +22,7 @@ from modeling_rnnsent.ngrams import choose_buckets, fit_ngrams
 from modeling_rnnsent.scoring import TorchScorer
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 
-SETTINGS = ((1, None), (2, None), (2, 1 << 20), (2, 1 << 18), (3, None), (4, None))
+SETTINGS = ((1, None), (2, None), (2, 1 << 18), (3, None), (3, 1 << 20), (4, None))
 
 
 def measure(dataset_name: str) -> Iterator[dict]:
@@ -41,14 +41,16 @@ def measure(dataset_name: str) -> Iterator[dict]:
             RNNSentConfig(vocab_size=len(tokenizer), embedding_size=1, hidden_size=1, **settings)
         )
         losses = fit_ngrams(model, rows["train"], labels["train"], rows["validation"], labels["validation"])
+        smoothing = min(losses, key=lambda smoothing: min(losses[smoothing]))
         seconds = time.perf_counter() - start
         positive = [answer[1] for answer in BulkClassifier(TorchScorer(model, tokenizer))(texts["validation"])]
         yield {
             "longest n-gram": order,
             "rows": buckets,
             "accuracy": f"{np.mean((np.array(positive) > 0.5) == labels['validation']):.4f}",
-            "loss": f"{min(losses):.4f}",
-            "epochs": len(losses) - 1,
+            "loss": f"{min(losses[smoothing]):.4f}",
+            "smoothing": smoothing,
+            "epochs": len(losses[smoothing]) - 1,
             "seconds": round(seconds, 1),
         }
 

@@ -19,12 +19,15 @@ from .modeling_rnnsent import RNNSentForSequenceClassification
 from .ngrams_rnnsent import find_ngrams
 
 # A table has about as many rows as there are n-grams, within these limits.
-LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 22, 1 << 25
+LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25
+# Counts that an n-gram is given beside its own. Many: what is rare tells little, and much of it is names, which are
+# others in other texts. Few (one for either class, as in the paper): for few texts, in which all is rare.
+SMOOTHINGS = (20.0, 2.0)
 BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 # The weights at the start: those of a naive Bayes classifier, made less sure.
 FIRST_WEIGHT = 0.5
-MOST_EPOCHS = 8
+MOST_EPOCHS = 20
 
 
 def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
@@ -50,12 +53,12 @@ def fit_ngrams(
     validation_rows: Sequence[np.ndarray],
     validation_labels: np.ndarray,
     seed: int = 0,
-) -> list[float]:
+) -> dict[float, list[float]]:
     """
     Fits `model.ngrams` by logistic regression (or least squares) on log-count ratios, with Adam on the rows of a batch.
 
-    The same seed gives the same table. The epoch with the lowest loss on the validation texts is kept; after one
-    without a lower loss there is no other.
+    Every smoothing of the counts is tried, and the table with the lowest loss on the validation texts is kept. The same
+    seed gives the same table.
 
     Args:
         model ([`RNNSentForSequenceClassification`]): With `config.ngram_order` above 0. Only `model.ngrams` is changed.
@@ -65,7 +68,8 @@ def fit_ngrams(
         seed (`int`, *optional*, defaults to 0): Of the order of the texts.
 
     Returns:
-        `list[float]`: the loss on the validation texts of naive Bayes and after each epoch.
+        `dict[float, list[float]]`: for each smoothing the loss on the validation texts of naive Bayes and after each
+        epoch of the regression, which ends after one without a lower loss.
     """
     ngrams = model.ngrams
     problem_type = model.config.problem_type or "single_label_classification"
@@ -75,41 +79,70 @@ def fit_ngrams(
         shift, scale = targets.mean(dim=0), targets.std(dim=0, correction=0).clamp(min=1e-12)
         targets, validation_targets = (targets - shift) / scale, (validation_targets - shift) / scale
     shares = _shares(targets, problem_type, ngrams.scores.shape[1])
-    ratios = _log_count_ratios(rows, shares, ngrams.order, ngrams.num_buckets)
-    weights = torch.full_like(ratios, FIRST_WEIGHT, requires_grad=True)
-    odds = shares.mean(dim=0).clamp(1e-4, 1 - 1e-4)
-    bias = (torch.zeros_like(odds) if problem_type == "regression" else torch.logit(odds)).requires_grad_()
+    odds = torch.logit(shares.mean(dim=0).clamp(1e-4, 1 - 1e-4))
+    first_bias = torch.zeros_like(odds) if problem_type == "regression" else odds
+    counts = _count(rows, shares, ngrams.order, ngrams.num_buckets)
+    histories, lowest = {}, float("inf")
+    for smoothing in SMOOTHINGS:
+        regression = _Regression(_log_count_ratios(*counts, smoothing), first_bias, ngrams.order, problem_type)
+        generator = np.random.default_rng(seed)
+        history = histories[smoothing] = []
+        for _ in range(MOST_EPOCHS + 1):
+            history.append(regression.validate(validation_rows, validation_targets))
+            if history[-1] > min(history):
+                break
+            if history[-1] < lowest:
+                lowest = history[-1]
+                ngrams.scores.copy_(regression.scores * scale)
+                ngrams.bias.copy_(regression.bias.detach() * scale + shift)
+            if len(history) <= MOST_EPOCHS:
+                regression.train_epoch(rows, targets, generator.permutation(len(rows)))
+    return histories
 
-    def loss_of(index: np.ndarray, rows: Sequence[np.ndarray], targets: Tensor) -> Tensor:
-        ((buckets, text, counts),) = _batches(rows, index, ngrams.order, ngrams.num_buckets, len(index))
-        scores = F.embedding(buckets, weights, sparse=True) * ratios[buckets]
-        total = scores.new_zeros(len(index), scores.shape[1]).index_add(0, text, scores)
-        return _loss(bias + total / counts.clamp(min=1).sqrt().unsqueeze(1), targets[index], problem_type)
 
-    @torch.no_grad()
-    def validate() -> float:
-        blocks = np.array_split(np.arange(len(validation_rows)), max(1, len(validation_rows) // 256))
-        losses = [float(loss_of(block, validation_rows, validation_targets)) * len(block) for block in blocks]
-        return sum(losses) / len(validation_rows)
+class _Regression:
+    """
+    Logistic regression, or least squares, whose scores are weights times fixed ratios.
 
-    rare, common = torch.optim.SparseAdam([weights], lr=LEARNING_RATE), torch.optim.Adam([bias], lr=LEARNING_RATE)
-    generator = np.random.default_rng(seed)
-    history = [validate()]
-    best = (weights.detach() * ratios, bias.detach().clone())
-    for _ in range(MOST_EPOCHS):
-        order = generator.permutation(len(rows))
-        for start in range(0, len(rows), BATCH_SIZE):
-            loss_of(order[start : start + BATCH_SIZE], rows, targets).backward()
-            for optimizer in (rare, common):
+    Args:
+        ratios (`torch.Tensor` of shape `(num_buckets, columns)`): Of every n-gram.
+        bias (`torch.Tensor` of shape `(columns,)`): To start from.
+        order (`int`): Longest n-gram.
+        problem_type (`str`): As in `config.problem_type`.
+    """
+
+    def __init__(self, ratios: Tensor, bias: Tensor, order: int, problem_type: str):
+        self.ratios, self.order, self.problem_type = ratios, order, problem_type
+        self.weights = torch.full_like(ratios, FIRST_WEIGHT, requires_grad=True)
+        self.bias = bias.clone().requires_grad_()
+        self.optimizers = (
+            torch.optim.SparseAdam([self.weights], lr=LEARNING_RATE),
+            torch.optim.Adam([self.bias], lr=LEARNING_RATE),
+        )
+
+    @property
+    def scores(self) -> Tensor:
+        return self.weights.detach() * self.ratios
+
+    def train_epoch(self, rows: Sequence[np.ndarray], targets: Tensor, order: np.ndarray):
+        for start in range(0, len(order), BATCH_SIZE):
+            self._loss(rows, targets, order[start : start + BATCH_SIZE]).backward()
+            for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-        history.append(validate())
-        if history[-1] > min(history[:-1]):
-            break
-        best = (weights.detach() * ratios, bias.detach().clone())
-    ngrams.scores.copy_(best[0] * scale)
-    ngrams.bias.copy_(best[1] * scale + shift)
-    return history
+
+    @torch.no_grad()
+    def validate(self, rows: Sequence[np.ndarray], targets: Tensor) -> float:
+        """Mean loss over texts."""
+        blocks = np.array_split(np.arange(len(rows)), max(1, len(rows) // 256))
+        return sum(float(self._loss(rows, targets, block)) * len(block) for block in blocks) / len(rows)
+
+    def _loss(self, rows: Sequence[np.ndarray], targets: Tensor, index: np.ndarray) -> Tensor:
+        ((buckets, text, counts),) = _batches(rows, index, self.order, len(self.ratios), len(index))
+        scores = F.embedding(buckets, self.weights, sparse=True) * self.ratios[buckets]
+        total = scores.new_zeros(len(index), scores.shape[1]).index_add(0, text, scores)
+        logits = self.bias + total / counts.clamp(min=1).sqrt().unsqueeze(1)
+        return _loss(logits, targets[index], self.problem_type)
 
 
 def choose_weight(
@@ -157,13 +190,8 @@ def _shares(targets: Tensor, problem_type: str, columns: int) -> Tensor:
     return targets.argsort(dim=0).argsort(dim=0) / max(1, len(targets) - 1)
 
 
-def _log_count_ratios(rows: Sequence[np.ndarray], shares: Tensor, order: int, num_buckets: int) -> Tensor:
-    """
-    `(num_buckets, columns)`: the logarithm of an n-gram's frequency inside over outside.
-
-    Two are added to every count, shared out as all n-grams are, so that one never seen has a ratio of 0 also where
-    classes are of different sizes. For two classes of one size that is one each, as in the paper.
-    """
+def _count(rows: Sequence[np.ndarray], shares: Tensor, order: int, num_buckets: int) -> tuple[Tensor, Tensor]:
+    """How often every n-gram stands in texts of each class `(num_buckets, columns)` and in all `(num_buckets, 1)`."""
     inside = torch.zeros(num_buckets, shares.shape[1])
     everywhere = torch.zeros(num_buckets, 1)
     index = np.arange(len(rows))
@@ -171,9 +199,18 @@ def _log_count_ratios(rows: Sequence[np.ndarray], shares: Tensor, order: int, nu
         ((buckets, text, _),) = _batches(rows, index[start : start + 256], order, num_buckets, 256)
         inside.index_add_(0, buckets, shares[start : start + 256][text])
         everywhere.index_add_(0, buckets, torch.ones(len(buckets), 1))
+    return inside, everywhere
+
+
+def _log_count_ratios(inside: Tensor, everywhere: Tensor, smoothing: float) -> Tensor:
+    """
+    `(num_buckets, columns)`: the logarithm of an n-gram's frequency inside a class over that outside.
+
+    `smoothing` is added to every count, shared out as all n-grams are, so that one never seen has a ratio of 0 also
+    where classes are of different sizes.
+    """
     share = (inside.sum(dim=0) / everywhere.sum().clamp(min=1)).clamp(1e-6, 1 - 1e-6)
-    outside = everywhere - inside
-    return (inside / share).add_(2).log_() - (outside / (1 - share)).add_(2).log_()
+    return (inside / share + smoothing).log_() - ((everywhere - inside) / (1 - share) + smoothing).log_()
 
 
 def _loss(logits: Tensor, targets: Tensor, problem_type: str) -> Tensor:
