@@ -638,11 +638,13 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         )
         directions = hidden_states.split(self.config.hidden_size, dim=-1)
         loss, logits = None, None
-        if labels is not None:
-            loss = self._loss(directions, labels, attention_mask, **kwargs)
         if labels is None or not self._samples:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(self._project(directions[0][:, kept], 0))
+        if labels is not None and (self._samples or self.config.bidirectional):
+            loss = self._loss(directions, labels, attention_mask, **kwargs)
+        elif labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return RNNSentCausalLMOutput(loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states)
 
     @property
