@@ -7,6 +7,7 @@ DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout. Eve
 the setting of the paper named; nothing is chosen by the test split.
 """
 
+import random
 import sys
 import tempfile
 import time
@@ -50,7 +51,9 @@ def fasttext_bigrams(texts: list[str], labels: np.ndarray, test_texts: list[str]
     clean = [[" ".join(text.lower().replace("<br />", " ").split()) for text in part] for part in (texts, test_texts)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.txt"
-        path.write_text("\n".join(f"__label__{label} {text}" for text, label in zip(clean[0], labels)))
+        lines = [f"__label__{label} {text}" for text, label in zip(clean[0], labels)]
+        random.Random(1).shuffle(lines)  # it reads them in their order, and the data set's is by class
+        path.write_text("\n".join(lines))
         model = fasttext.train_supervised(str(path), wordNgrams=2, lr=0.5, epoch=5, verbose=0)
     # Its `predict` fails with numpy 2: the library's own call underneath does not.
     return np.array([int(model.f.predict(text + "\n", 1, 0.0, "strict")[0][1][-1]) for text in clean[1]])
