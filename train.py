@@ -64,8 +64,9 @@ def main():
     model = load_model(run, texts, tokenizer, resumes=checkpoint is not None)
     choose_metric(arguments, texts.labels, run.given)
     settings = run.settings(model.config)
-    # Checkpoints are compared by what they have learned: beside good n-grams the least trained layers look best.
-    model.config.ngram_weight = 0.0
+    if texts.labels is not None and model.config.ngram_order:
+        # Checkpoints are compared by what they have learned: beside good n-grams the least trained layers look best.
+        model.config.ngram_weight = 0.0
     if arguments.metric_for_best_model is not None:
         settings["metric_for_best_model"] = arguments.metric_for_best_model
     if arguments.should_log:
@@ -134,7 +135,13 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSe
         given["ngram_buckets"] = choose_buckets(rows["train"], run.model.ngram_order, len(texts.labels.names))
     model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
     if not resumes and not model.ngrams.scores.any():
-        fit_ngrams(model, rows["train"], labels["train"], rows["validation"], labels["validation"], run.training.seed)
+        if run.training.should_log:
+            print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {run.model.ngram_order} words", flush=True)
+        losses = fit_ngrams(
+            model, rows["train"], labels["train"], rows["validation"], labels["validation"], run.training.seed
+        )
+        if run.training.should_log:
+            print(f"n-grams alone: validation loss {min(map(min, losses.values())):.4f}", flush=True)
     return model
 
 
