@@ -37,6 +37,7 @@ from modeling_rnnsent.training import (
     find_checkpoint,
     use_threads,
 )
+from modeling_rnnsent.vectors import set_vectors
 
 EXAMPLES = (
     "I loved every minute of this film: great story, wonderful actors.",
@@ -119,13 +120,30 @@ def tokenize_all(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
 
 
 def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
-    """The model that the training starts from, its n-grams fitted unless they come from a model or checkpoint."""
+    """The model that the training starts from: with vectors and n-grams unless a model or checkpoint has them."""
     given = {name: value for name, value in vars(run.model).items() if value is not None}
     given.update(pad_token_id=tokenizer.pad_token_id, **(texts.labels.config if texts.labels else {}))
+    vectors = given.pop("word_vectors", None)
+    if vectors is not None and run.model.model_name_or_path is not None:
+        raise InputError(
+            f"word_vectors {vectors!r} is for a new model, and model_name_or_path {run.model.model_name_or_path!r} has "
+            "an embedding: give one of them."
+        )
     if texts.labels is None or not run.model.ngram_order:
-        return start_model(
+        model = start_model(
             run, given, tokenizer, RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM
         )
+    else:
+        model = start_with_ngrams(run, given, texts, tokenizer, resumes)
+    if vectors is not None and not resumes:
+        share = set_vectors(model, vectors, tokenizer, texts.texts(), run.training.seed)
+        if run.training.should_log:
+            print(f"{share:.1%} of the vocabulary start from word vectors", flush=True)
+    return model
+
+
+def start_with_ngrams(run: Run, given: dict, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
+    """The model that the training starts from, with n-grams fitted unless they come from a model or checkpoint."""
     encode = WordEncoder(tokenizer)
     rows, labels = {}, {}
     for name in ("train", "validation"):

@@ -222,6 +222,17 @@ ModelArguments = make_dataclass(
                 metadata={"help": "Start from this trained model (a directory or Hub id) instead of at random."},
             ),
         ),
+        (
+            "word_vectors",
+            str | None,
+            field(
+                default=None,
+                metadata={
+                    "help": "Start a new model's embedding from word vectors: a file in word2vec's or GloVe's format "
+                    "(.txt, .vec, .bin, each also .gz), or `word2vec`, to train them on the texts at hand first."
+                },
+            ),
+        ),
         *_model_argument_fields(),
         (
             "problem_type",
@@ -257,7 +268,7 @@ class Run:
     def settings(self, config: RNNSentConfig) -> dict[str, Any]:
         """Every setting, those of `config` included, as a recipe that gives this run again."""
         model = {item.name: getattr(config, item.name, None) for item in fields(self.model)}
-        model["model_name_or_path"] = self.model.model_name_or_path
+        model |= {name: getattr(self.model, name) for name in ("model_name_or_path", "word_vectors")}
         data = {item.name: getattr(self.data, item.name) for item in fields(self.data)}
         return {name: value for name, value in {**model, **data, **self.training_settings}.items() if value is not None}
 

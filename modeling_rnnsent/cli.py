@@ -1,6 +1,7 @@
 """The console script `rnnsent`."""
 
 import argparse
+import json
 
 from .errors import InputError, one_line_errors
 
@@ -10,6 +11,7 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="rnnsent", description="Recurrent text classification.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(commands)
+    _add_evaluate(commands)
     _add_export(commands)
     arguments = parser.parse_args(argv)
     with one_line_errors():
@@ -38,6 +40,29 @@ def _add_predict(commands):
     command.add_argument("--overwrite", action="store_true", help="replace the output instead of going on with it")
     command.add_argument("--num_threads", type=int, help="CPU cores of a process (default: all)")
     command.set_defaults(run=predict)
+
+
+def _add_evaluate(commands):
+    command = commands.add_parser(
+        "evaluate",
+        help="measure trained models on labelled texts, alone and together",
+        description="Prints the metrics of every model and, of several, those of the mean of their probabilities.",
+        epilog="example: rnnsent evaluate runs/seed1 runs/seed2 runs/seed3 --input reviews.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "models", metavar="MODEL", nargs="+", help="directory or Hub id of a trained or exported model"
+    )
+    command.add_argument(
+        "--input",
+        required=True,
+        help="a .csv, .tsv, .json, .jsonl or .parquet file, or a data set's name or folder",
+    )
+    command.add_argument("--split", help="split of a data set (default: test)")
+    command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
+    command.add_argument("--label_column_name", default="label", help="column that holds the label (default: label)")
+    command.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    command.set_defaults(run=evaluate)
 
 
 def _add_export(commands):
@@ -89,6 +114,27 @@ def print_predictions(model: str, texts: list[str]):
     for text, answers in zip(texts, classify(texts, top_k=None)):
         shown = answers if every_label else answers[:1]
         print(*(f"{answer['label']}\t{answer['score']:.4f}" for answer in shown), text, sep="\t")
+
+
+def evaluate(arguments: argparse.Namespace):
+    """Prints the metrics of models and of their mean."""
+    from .evaluating import evaluate_models
+
+    _show_errors_only()
+    results = evaluate_models(
+        arguments.models,
+        arguments.input,
+        **{name: getattr(arguments, name) for name in ("split", "text_column_name", "label_column_name")},
+    )
+    if arguments.json:
+        for name, metrics in results.items():
+            print(json.dumps({"model": name, **metrics}))
+        return
+    columns = list(next(iter(results.values())))
+    width = max(map(len, results))
+    print(" " * width, *(f"{column:>9}" for column in columns))
+    for name, metrics in results.items():
+        print(f"{name:{width}}", *(f"{metrics[column]:9.4f}" for column in columns))
 
 
 def export(arguments: argparse.Namespace):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
 from sklearn.model_selection import train_test_split
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .arguments import DataArguments
@@ -51,6 +51,15 @@ class Labels:
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
         }
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Labels":
+        """The labels of a trained model: integers elsewhere are their ids, unless the names are numbers themselves."""
+        if config.problem_type == "regression":
+            return cls(config.problem_type)
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        are_numbers = all(name.lstrip("-").isdigit() for name in names)
+        return cls(config.problem_type or "single_label_classification", names, have_ids=not are_numbers)
 
 
 @dataclass
@@ -126,6 +135,37 @@ def load_texts(arguments: DataArguments) -> LabeledTexts:
     if unlabeled is not None:
         splits["train"] = concatenate_datasets([splits["train"], unlabeled])
     return LabeledTexts(splits, None)
+
+
+def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, split: str | None = None) -> Dataset:
+    """
+    Labelled texts to test a trained model on.
+
+    Args:
+        source (`str`): A .csv, .tsv, .json, .jsonl or .parquet file, or a data set: a name on the Hub or a folder.
+        labels ([`Labels`]): What the model's labels are.
+        arguments ([`DataArguments`]): The columns' names.
+        split (`str`, *optional*): Split of a data set. None: `"test"`.
+
+    Returns:
+        `Dataset`: columns `text` and `label`, as in [`LabeledTexts`].
+
+    Raises:
+        InputError: as [`load_labeled_texts`].
+    """
+    if Path(source).is_file():
+        if split is not None:
+            raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
+        dataset, name = _read_file(source, "input", _FILE_FORMATS), "input"
+    else:
+        if Path(source).suffix.lower() in _TEXT_FORMATS:
+            raise InputError(f"input {source!r}: there is no such file.")
+        name = split or "test"
+        try:
+            dataset = load_dataset(source, split=name)
+        except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
+            raise InputError(f"cannot read the split {name!r} of the data set {source!r}: {error}") from error
+    return _encode_labels(_check_columns(dataset, name, arguments, ("text", "label")), name, labels)
 
 
 def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:

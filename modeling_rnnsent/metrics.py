@@ -88,18 +88,22 @@ def metrics_for(labels: Labels) -> Callable[[EvalPrediction], dict[str, float]]:
     Returns:
         A function from predictions (logits) and label ids to metrics by name.
     """
+    measure = measure_for(labels)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        return measure(probabilities(prediction.predictions, labels.problem_type), prediction.label_ids)
+
+    return compute_metrics
+
+
+def measure_for(labels: Labels) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+    """A function from probabilities (values, for regression) and labels to metrics by name."""
     module = {
         "single_label_classification": SingleLabelMetrics,
         "multi_label_classification": MultiLabelMetrics,
         "regression": RegressionMetrics,
     }[labels.problem_type](keep_in_memory=True)
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return module.compute(
-            predictions=probabilities(prediction.predictions, labels.problem_type), references=prediction.label_ids
-        )
-
-    return compute_metrics
+    return lambda predictions, references: module.compute(predictions=predictions, references=references)
 
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:

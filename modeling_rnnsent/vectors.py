@@ -1,0 +1,110 @@
+"""
+Word vectors to start an embedding from: read from a file, or trained on the texts at hand (CBOW, Mikolov et al., 2013).
+
+Both are gensim's. Its own format is a pickle, which runs whatever code it holds: only the plain formats are read.
+"""
+
+import gzip
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .errors import InputError
+from .modeling_rnnsent import RNNSentPreTrainedModel
+from .tokenization import WordEncoder
+
+TRAINED = "word2vec"
+_SUFFIXES = (".txt", ".vec", ".bin", ".txt.gz", ".vec.gz", ".bin.gz")
+# gensim gives the same vectors again only with one worker.
+_SETTINGS = {"window": 8, "negative": 8, "epochs": 5, "min_count": 1, "workers": 1}
+
+
+def set_vectors(
+    model: RNNSentPreTrainedModel,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    seed: int = 0,
+) -> float:
+    """
+    Gives every word of the vocabulary that has a vector this vector as its embedding; the others keep theirs.
+
+    The vectors are scaled to the size of the embeddings that they replace, `config.initializer_range`: as they are,
+    gensim's are ten times as large as what a small model learns well from.
+
+    Args:
+        model ([`RNNSentPreTrainedModel`]): A new model; its embedding is changed.
+        name (`str`): A file in word2vec's or GloVe's text format (.txt, .vec) or word2vec's binary one (.bin), also
+            compressed (.gz); or `"word2vec"`, to train vectors on `texts`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tells the words.
+        texts (`Iterable[str]`): To train on.
+        seed (`int`, *optional*, defaults to 0): Of the training.
+
+    Returns:
+        `float`: share of the vocabulary, special tokens apart, that has a vector.
+
+    Raises:
+        InputError: where gensim is missing, the file cannot be read, its vectors are of another size than the
+            embedding, or it has none of the words.
+    """
+    embedding = model.get_input_embeddings()
+    if embedding is None:
+        raise InputError('word_vectors needs an embedding, got input_encoding="one_hot".')
+    special = set(tokenizer.all_special_ids)
+    vocabulary = {word: index for word, index in tokenizer.get_vocab().items() if index not in special}
+    if name == TRAINED:
+        rows, vectors = _train(tokenizer, texts, embedding.embedding_dim, seed)
+    else:
+        found = _read(name)
+        if found.vector_size != embedding.embedding_dim:
+            raise InputError(
+                f"word_vectors {name!r}: its vectors have {found.vector_size} elements, embedding_size is "
+                f"{embedding.embedding_dim}."
+            )
+        words = [word for word in vocabulary if word in found]
+        if not words:
+            raise InputError(f"word_vectors {name!r}: it has none of the {len(vocabulary)} words of the vocabulary.")
+        rows, vectors = [vocabulary[word] for word in words], found[words]
+    vectors = torch.from_numpy(np.array(vectors, dtype=np.float32))
+    vectors *= model.config.initializer_range / vectors.square().mean().sqrt().clamp(min=1e-12)
+    with torch.no_grad():
+        embedding.weight[rows] = vectors.to(embedding.weight)
+    return len(rows) / max(1, len(vocabulary))
+
+
+def _gensim():
+    try:
+        import gensim.models
+    except ModuleNotFoundError:
+        raise InputError('word_vectors needs gensim: pip install "rnnsent[vectors]"') from None
+    return gensim.models
+
+
+def _read(name: str):
+    if not name.endswith(_SUFFIXES):
+        raise InputError(f"word_vectors {name!r}: give word2vec, or a file whose name ends in {', '.join(_SUFFIXES)}.")
+    if not Path(name).is_file():
+        raise InputError(f"word_vectors {name!r}: there is no such file.")
+    read = _gensim().KeyedVectors.load_word2vec_format
+    is_binary = name.removesuffix(".gz").endswith(".bin")
+    try:
+        # GloVe's files lack the first line, which gives the number of words and of elements.
+        return read(name, binary=is_binary, no_header=not is_binary and not _has_header(name), unicode_errors="replace")
+    except Exception as error:  # a file may be broken in many ways
+        raise InputError(f"word_vectors {name!r} is not readable: {error}") from error
+
+
+def _has_header(name: str) -> bool:
+    with (gzip.open if name.endswith(".gz") else open)(name, "rt", encoding="utf-8", errors="replace") as file:
+        return len(file.readline().split()) == 2
+
+
+def _train(tokenizer, texts: Iterable[str], size: int, seed: int) -> tuple[list[int], np.ndarray]:
+    """Vectors of the ids themselves: words outside the vocabulary are left out."""
+    encode, unknown = WordEncoder(tokenizer), tokenizer.unk_token_id
+    rows = [[str(index) for index in row if index != unknown] for row in encode(list(texts))]
+    vectors = _gensim().Word2Vec(rows, vector_size=size, seed=seed, **_SETTINGS).wv
+    return [int(word) for word in vectors.index_to_key], vectors.vectors

@@ -1,0 +1,85 @@
+"""`rnnsent evaluate`: one model's metrics and those of several models' mean, against scikit-learn."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from conftest import run
+from sklearn import metrics
+from transformers import AutoTokenizer, pipeline
+
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent.data import Labels
+
+
+@pytest.fixture(scope="module")
+def models(book_run, tmp_path_factory):
+    """The trained model and two others near it."""
+    folders = [book_run]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = RNNSentForSequenceClassification.from_pretrained(book_run)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+        folders.append(tmp_path_factory.mktemp("models") / str(seed))
+        model.save_pretrained(folders[-1])
+        AutoTokenizer.from_pretrained(book_run).save_pretrained(folders[-1])
+    return folders
+
+
+def evaluate(*arguments, check=True):
+    return run("rnnsent", "evaluate", *arguments, check=check)
+
+
+def test_every_model_and_their_mean(models, reviews):
+    printed = evaluate(*models, "--input", reviews / "test.csv", "--json").stdout
+    results = [json.loads(line) for line in printed.splitlines()]
+    assert [row.pop("model") for row in results] == [*map(str, models), "mean of all"]
+    frame = pandas.read_csv(reviews / "test.csv")
+    positive = []
+    for folder in models:
+        answers = pipeline("text-classification", model=str(folder), top_k=None)(list(frame["text"]))
+        positive.append([next(part["score"] for part in answer if part["label"] == "1") for answer in answers])
+    positive.append(np.mean(positive, axis=0))
+    for row, scores in zip(results, positive):
+        guesses = np.array(scores) > 0.5
+        assert row["accuracy"] == pytest.approx(metrics.accuracy_score(frame["label"], guesses))
+        assert row["f1"] == pytest.approx(metrics.f1_score(frame["label"], guesses))
+        assert row["roc_auc"] == pytest.approx(metrics.roc_auc_score(frame["label"], scores), abs=1e-6)
+    assert len({row["roc_auc"] for row in results}) > 1
+
+
+def test_table_and_other_columns(models, reviews, tmp_path):
+    frame = pandas.read_csv(reviews / "test.csv")
+    frame.rename(columns={"text": "review", "label": "stars"}).to_json(
+        tmp_path / "t.jsonl", orient="records", lines=True
+    )
+    names = ("--text_column_name=review", "--label_column_name=stars")
+    lines = evaluate(models[0], f"--input={tmp_path / 't.jsonl'}", *names).stdout.splitlines()
+    assert lines[0].split() == ["accuracy", "precision", "recall", "f1", "roc_auc"] and len(lines) == 2
+    assert lines[1].startswith(str(models[0])) and len(lines[1].split()) == 6
+
+
+def test_integers_are_ids_unless_the_names_are_numbers():
+    named = Labels.of(RNNSentConfig(id2label={0: "neg", 1: "pos"}, problem_type="single_label_classification"))
+    stars = Labels.of(RNNSentConfig(id2label={0: "1", 1: "2", 2: "5"}, problem_type="single_label_classification"))
+    assert named.have_ids and not stars.have_ids and stars.names == ["1", "2", "5"]
+
+
+def test_what_cannot_be_used_is_said(models, reviews, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(models[1], other)
+    config = json.loads((other / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "bad", "1": "good"}, {"bad": 0, "good": 1}
+    (other / "config.json").write_text(json.dumps(config))
+    result = evaluate(models[0], other, "--input", reviews / "test.csv", check=False)
+    assert result.returncode == 1 and "cannot be averaged" in result.stderr and "Traceback" not in result.stderr
+    pandas.DataFrame({"text": ["a"], "label": [7]}).to_csv(tmp_path / "seven.csv", index=False)
+    result = evaluate(models[0], "--input", tmp_path / "seven.csv", check=False)
+    assert result.returncode == 1 and "'7'" in result.stderr
+    result = evaluate(models[0], "--input", tmp_path / "none.csv", check=False)
+    assert result.returncode == 1 and "no such file" in result.stderr
