@@ -7,6 +7,7 @@ Trains a recurrent text classifier from a recipe:
 """
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -23,8 +24,9 @@ from modeling_rnnsent import (
     RNNSentPreTrainedModel,
 )
 from modeling_rnnsent.arguments import Run, parse_run
+from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
 from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
-from modeling_rnnsent.errors import InputError, loading, one_line_errors
+from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
 from modeling_rnnsent.metrics import metrics_for, probabilities
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
@@ -33,8 +35,6 @@ from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 from modeling_rnnsent.training import (
     RNNSentTrainer,
     choose_metric,
-    clear_output_dir,
-    find_checkpoint,
     use_threads,
 )
 from modeling_rnnsent.vectors import set_vectors
@@ -52,8 +52,30 @@ def main():
     if not arguments.should_log:
         datasets.disable_progress_bars()
     use_threads(arguments)
-    checkpoint = find_checkpoint(arguments)
+    if arguments.resume_from_checkpoint == "last" and is_finished(arguments):
+        if arguments.should_log:
+            print(f"{arguments.output_dir} holds a finished run: there is nothing to go on with.")
+        return
+    with locked(arguments.output_dir) if arguments.should_save else nullcontext():
+        try:
+            train(run)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            checkpoints = list_checkpoints(Path(arguments.output_dir))
+            raise Interrupted(
+                "interrupted: "
+                + (
+                    f"--resume_from_checkpoint last goes on from {checkpoints[-1]}"
+                    if checkpoints
+                    else "there is no checkpoint yet"
+                )
+            ) from None
 
+
+def train(run: Run):
+    arguments = run.training
+    checkpoint = find_checkpoint(arguments)
     with arguments.main_process_first(desc="preparing the data"):
         if run.data.task == "language-modeling":
             texts = load_texts(run.data)

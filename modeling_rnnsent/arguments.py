@@ -187,6 +187,8 @@ class RNNSentTrainingArguments(TrainingArguments):
             raise ValueError(f"adversarial_epsilon must be finite and positive, got {self.adversarial_epsilon}.")
         if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
             raise ValueError(f"unlabeled_batch_size must be at least 1, got {self.unlabeled_batch_size}.")
+        if self.hub_strategy != "end":
+            raise ValueError(f"hub_strategy must be 'end': the finished run is uploaded, got {self.hub_strategy!r}.")
         super().__post_init__()
 
 

@@ -1,5 +1,6 @@
 """What goes wrong because of what was given: one clear line and a non-zero exit instead of a traceback."""
 
+import signal
 import sys
 from contextlib import contextmanager
 
@@ -11,6 +12,20 @@ class InputError(ValueError):
     """Something given by the user cannot be used; the message says what was given and what is allowed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """
+    The run was told to stop; the message says what is saved and how to go on.
+
+    Args:
+        message (`str`): What to say.
+        signal_number (`int`, *optional*, defaults to SIGINT): What told it.
+    """
+
+    def __init__(self, message: str, signal_number: int | None = None):
+        super().__init__(message)
+        self.status = 128 + (signal_number or signal.SIGINT)
+
+
 @contextmanager
 def one_line_errors():
     """Ends the program with `error: ...` on standard error and status 1 for errors that the input explains."""
@@ -20,9 +35,9 @@ def one_line_errors():
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(f"error: {error if str(error) else 'interrupted'}", file=sys.stderr)
+        sys.exit(getattr(error, "status", 128 + signal.SIGINT))
 
 
 @contextmanager

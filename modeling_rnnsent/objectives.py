@@ -21,12 +21,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .arguments import RNNSentTrainingArguments
 from .data import PaddingCollator
 from .errors import InputError
 from .modeling_rnnsent import RNNSentForSequenceClassification
+from .sampling import batches_by_length, epoch_generator
 
 # How far virtual adversarial training steps to find the direction to go, as a share of how far it then goes.
 _PROBE = 0.1
@@ -121,12 +121,7 @@ def unlabeled_batches(
     def batches():
         lengths = list(dataset["length"])
         for epoch in count():
-            generator = torch.Generator().manual_seed(seed + epoch)
-            order = list(LengthGroupedSampler(min(batch_size, len(lengths)), lengths=lengths, generator=generator))
-            # Sorted by length within a stretch of many batches: mixed again, or the lengths would fall and fall.
-            groups = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-            for index in torch.randperm(len(groups), generator=generator).tolist():
-                yield groups[index]
+            yield from batches_by_length(lengths, batch_size, epoch_generator(seed, epoch))
 
     for indices in islice(batches(), start, None, step):
         rows = dataset[indices]

@@ -1,8 +1,9 @@
 """`transformers.Trainer` for RNNSent models: batches by length, checkpoints that are whole or absent."""
 
-import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,36 +12,62 @@ import psutil
 import torch
 from datasets import Dataset
 from huggingface_hub import upload_folder
-from safetensors import safe_open
 from torch import nn
-from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .arguments import RNNSentTrainingArguments
+from .checkpoints import UNFINISHED, finish_checkpoint, list_checkpoints, remove_checkpoint, remove_checkpoints
 from .data import Labels
-from .errors import InputError
+from .errors import InputError, Interrupted
 from .objectives import Objectives, unlabeled_batches, watched
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
+from .sampling import EpochSampler
 
 logger = logging.get_logger(__name__)
 
 # From this many elements on, rows of an embedding are updated when they are read. Below, a dense update takes less.
 LAZY_ELEMENTS = 1 << 22
-TRAIN_RESULTS = "train_results.json"
-_CHECKPOINT_FILES = ("config.json", "model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+class _Steering(TrainerCallback):
+    """Tells the sampler its epoch, and has a run that was told to stop save itself first."""
+
+    # Processes agree on whether to stop by a word with each other, which takes time.
+    STEPS_BETWEEN_WORDS = 10
+
+    def __init__(self, trainer: "RNNSentTrainer"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # `accelerate` does so too, but for a run of several processes that is taken up within an epoch.
+        if isinstance(self.trainer.train_sampler, EpochSampler):
+            self.trainer.train_sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # After an epoch's last step its evaluation is still to come, which a run taken up would not make up for.
+        if state.epoch != int(state.epoch) and (
+            args.world_size == 1 or state.global_step % self.STEPS_BETWEEN_WORDS == 0
+        ):
+            control.should_save = control.should_save or self.trainer.agree_to_stop()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_save or self.trainer.agree_to_stop()
 
 
 class RNNSentTrainer(Trainer):
     """
-    A `Trainer` with six differences.
+    A `Trainer` with these differences.
 
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
-    (transformers issue 48025). A checkpoint that cannot be written to its end is removed again, so that the one before
-    it is the last. The model card is left to `reports`, and what is pushed to the Hub is the finished directory. On a
-    CPU, AdamW is [`LazyAdamW`] for a large embedding, so that a step does not grow with the vocabulary. A classifier's
-    step has the terms of [`Objectives`] that the arguments give a weight.
+    (transformers issue 48025). Training reads it by [`EpochSampler`]. A checkpoint is whole or absent, and SIGINT
+    (Ctrl-C) or SIGTERM end the training after the step with one. The model card is left to `reports`, and what is
+    pushed to the Hub is the finished directory. On a CPU, AdamW is [`LazyAdamW`] for a large embedding, so that a step
+    does not grow with the vocabulary. A classifier's step has the terms of [`Objectives`] that the arguments give a
+    weight.
 
     Args:
         unlabeled_dataset (`Dataset`, *optional*): Texts for the terms that need no label; with a teacher, `labels` are
@@ -48,12 +75,17 @@ class RNNSentTrainer(Trainer):
     """
 
     _lazy_embedding: lazy_embedding | None = None
+    _stop_signal: int | None = None
+    _is_stopping = False
+    _is_writing_checkpoint = False
+    train_sampler: Sampler | None = None
 
     def __init__(self, *args, unlabeled_dataset: Dataset | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.objectives = Objectives(self.args, self.model)
         self.unlabeled_dataset = self.train_dataset if unlabeled_dataset is None else unlabeled_dataset
         self._unlabeled: Iterator[dict[str, torch.Tensor]] | None = None
+        self.add_callback(_Steering(self))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         objectives = self.objectives
@@ -70,7 +102,8 @@ class RNNSentTrainer(Trainer):
 
     def _next_unlabeled(self) -> dict[str, torch.Tensor]:
         if self._unlabeled is None:
-            done = self.state.global_step * self.args.gradient_accumulation_steps
+            # Batches, not steps: an epoch's last step may have had fewer.
+            done = round((self.state.epoch or 0) * len(self.callback_handler.train_dataloader))
             processes = self.args.world_size
             self._unlabeled = unlabeled_batches(
                 self.unlabeled_dataset,
@@ -83,11 +116,19 @@ class RNNSentTrainer(Trainer):
         return next(self._unlabeled)
 
     def _get_train_sampler(self, train_dataset=None):
-        # The data set as it is: the one that `Trainer` hands over has lost its column of lengths.
-        sampler = super()._get_train_sampler(self.train_dataset)
-        if getattr(sampler, "lengths", None) is not None:
-            sampler.lengths = list(sampler.lengths)  # a column of the data set is slow to look up row by row
-        return sampler
+        strategy, seed = self.args.train_sampling_strategy, self.args.data_seed
+        if strategy in ("random", "group_by_length"):
+            # Lengths as a list: a column of the data set is slow to look up row by row.
+            lengths = list(self.train_dataset["length"]) if strategy == "group_by_length" else None
+            self.train_sampler = EpochSampler(
+                len(self.train_dataset),
+                self.args.seed if seed is None else seed,
+                lengths,
+                self.args.train_batch_size * self.args.world_size,
+            )
+        else:
+            self.train_sampler = super()._get_train_sampler(train_dataset)
+        return self.train_sampler
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self._takes_lazy_optimizer():
@@ -110,11 +151,46 @@ class RNNSentTrainer(Trainer):
         )
 
     def train(self, *args, **kwargs):
+        """
+        As `Trainer.train`.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, with the last checkpoint's path.
+        """
         try:
-            return super().train(*args, **kwargs)
+            with self._stopping_on_signals():
+                return super().train(*args, **kwargs)
         finally:
             if self._lazy_embedding is not None:
                 self._lazy_embedding.remove()
+
+    @contextmanager
+    def _stopping_on_signals(self):
+        if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self._ask_to_stop) for number in signals]
+        try:
+            yield
+        finally:
+            for number, handler in zip(signals, before):
+                signal.signal(number, handler)
+
+    def _ask_to_stop(self, number: int, frame):
+        if self._stop_signal is not None:  # asked twice: at once
+            raise Interrupted("interrupted", number)
+        self._stop_signal = number
+        if self.is_world_process_zero():
+            # Not `print`, which the signal may have come in the middle of.
+            os.write(2, b"\nStopping with a checkpoint after this step. Once more: at once and without.\n")
+
+    def agree_to_stop(self) -> bool:
+        """Whether this process or another was told to stop; to be asked by all at the same step."""
+        if not self._is_stopping:
+            asked = torch.tensor(float(self._stop_signal is not None), device=self.args.device)
+            self._is_stopping = bool(self.accelerator.reduce(asked, "sum") > 0)
+        return self._is_stopping
 
     def _load_best_model(self):
         self._settle()  # first: what rows have still to go must not be added to the weights that are loaded
@@ -140,17 +216,51 @@ class RNNSentTrainer(Trainer):
     def create_model_card(self, *args, **kwargs):
         """Nothing: when it pushes to the Hub, `Trainer` would replace the card of `reports.write_model_card`."""
 
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / UNFINISHED) if self._is_writing_checkpoint else folder
+
     def _save_checkpoint(self, model, trial):
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        existed = folder.exists()
+        run_folder = Path(self._get_output_dir(trial))
+        place = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        unfinished = run_folder / UNFINISHED / place.name
         self._settle()
-        try:
-            with self._saving(folder):
+        with self._saving(place):
+            try:
+                if self.args.should_save:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                self._is_writing_checkpoint = True
                 super()._save_checkpoint(model, trial)
-        except BaseException:
-            if self.args.should_save and not existed:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+                self._is_writing_checkpoint = False
+                self.accelerator.wait_for_everyone()
+                best = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+                if best == place or best.exists():
+                    self.state.best_model_checkpoint = str(best)
+                if self.args.should_save:
+                    self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # with the best one's final name
+                    finish_checkpoint(unfinished, place)
+                    remove_checkpoints(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            except BaseException:
+                self._is_writing_checkpoint = False
+                if self.args.should_save:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+        self.accelerator.wait_for_everyone()
+        if self._is_stopping:
+            raise Interrupted(
+                f"interrupted: {place} is saved, and the same command with --resume_from_checkpoint last goes on from "
+                "it",
+                self._stop_signal,
+            )
+
+    def _finalize_training(self, trial, *args):
+        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint is not None:
+            # What `Trainer` is about to do, but whole or absent.
+            for checkpoint in list_checkpoints(Path(self._get_output_dir(trial))):
+                if checkpoint.name != Path(self.state.best_model_checkpoint).name:
+                    remove_checkpoint(checkpoint)
+        return super()._finalize_training(trial, *args)
 
     def save_final_model(self):
         """Writes model, tokenizer and trainer state into `output_dir`, without the pickled arguments."""
@@ -166,9 +276,9 @@ class RNNSentTrainer(Trainer):
         try:
             yield
         except Exception as error:  # torch, safetensors and tokenizers each have their own for a full disk
-            kept = [path for path in _checkpoints(Path(self.args.output_dir)) if path != folder]
+            kept = list_checkpoints(Path(self.args.output_dir))
             left = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"
-            full = folder.exists() and shutil.disk_usage(folder).free < 2**16
+            full = shutil.disk_usage(self.args.output_dir).free < 2**16
             raise OSError(f"could not save {folder}: {'the disk is full' if full else error}; {left}") from error
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs):
@@ -183,7 +293,7 @@ class RNNSentTrainer(Trainer):
             commit_message=commit_message,
             token=self.args.hub_token,
             revision=self.args.hub_revision,
-            ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*", "_*"],
+            ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*", "_*", ".*"],
         )
 
 
@@ -235,89 +345,3 @@ def use_threads(arguments: RNNSentTrainingArguments):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cores = min(cores, psutil.cpu_count(logical=False) or cores)
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-def find_checkpoint(arguments: RNNSentTrainingArguments) -> str | None:
-    """
-    Sees to it that a run overwrites nothing that it was not told to, and finds where it goes on.
-
-    Args:
-        arguments ([`RNNSentTrainingArguments`]): `output_dir`, `overwrite_output_dir`, `resume_from_checkpoint` (a
-            directory, or `last`).
-
-    Returns:
-        `str`, *optional*: the checkpoint to go on from.
-
-    Raises:
-        InputError: where `output_dir` holds a run or other files, or the checkpoint is not whole.
-    """
-    folder = Path(arguments.output_dir)
-    resume = arguments.resume_from_checkpoint
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir {arguments.output_dir!r} is a file.")
-    if arguments.overwrite_output_dir:
-        if resume is not None:
-            raise InputError("give one of overwrite_output_dir, to start again, and resume_from_checkpoint, to go on.")
-        return None
-    if (folder / TRAIN_RESULTS).exists():
-        raise InputError(
-            f"output_dir {arguments.output_dir!r} holds a finished run: add --overwrite_output_dir to replace it, or "
-            "name another --output_dir."
-        )
-    checkpoints = _checkpoints(folder)
-    if resume == "last":
-        if not checkpoints:
-            logger.warning(f"{folder} holds no checkpoint: the run starts from the beginning.")
-            return None
-        resume = str(checkpoints[-1])
-    if resume is not None:
-        check_checkpoint(resume)
-        return resume
-    if checkpoints:
-        raise InputError(
-            f"output_dir {arguments.output_dir!r} holds checkpoints of a run that did not finish: add "
-            "--resume_from_checkpoint last to go on, or --overwrite_output_dir to start again."
-        )
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(
-            f"output_dir {arguments.output_dir!r} holds other files: name another --output_dir, or add "
-            "--overwrite_output_dir to write among them."
-        )
-    return None
-
-
-def clear_output_dir(arguments: RNNSentTrainingArguments):
-    """Removes what an earlier run left in `output_dir`; to be called when all else has been checked."""
-    folder = Path(arguments.output_dir)
-    for checkpoint in _checkpoints(folder):
-        shutil.rmtree(checkpoint)
-    for pattern in ("*_results.json", "*.png", "recipe.yaml", "README.md", "trainer_state.json"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint directories in the order of their steps."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
-
-
-def check_checkpoint(folder: str):
-    """Raises `InputError` where a training checkpoint lacks a file or holds a truncated one."""
-    path = Path(folder)
-    if not path.is_dir():
-        raise InputError(f"resume_from_checkpoint {folder!r}: there is no such directory.")
-    for name in _CHECKPOINT_FILES:
-        file = path / name
-        if not file.is_file():
-            raise InputError(f"the checkpoint {folder} is not whole: {name} is missing.")
-        try:
-            if name.endswith(".safetensors"):
-                with safe_open(file, framework="pt"):
-                    pass
-            elif name.endswith(".json"):
-                json.loads(file.read_text(encoding="utf-8"))
-            else:
-                torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # each format has its own ways to be broken
-            raise InputError(f"the checkpoint {folder} is not whole: {name} is not readable ({error}).") from error

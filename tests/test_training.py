@@ -20,10 +20,10 @@ from transformers import AutoTokenizer, pipeline
 
 from modeling_rnnsent import RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import parse_run
+from modeling_rnnsent.checkpoints import check_checkpoint, find_checkpoint
 from modeling_rnnsent.data import Labels
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.metrics import metrics_for
-from modeling_rnnsent.training import check_checkpoint, find_checkpoint
 
 
 def read(path):
@@ -324,33 +324,6 @@ class TestWhatGoesWrong:
     def test_errors_are_one_line_with_status_1(self, flag, message, tmp_path, reviews):
         assert message in fails(f"--train_file={reviews / 'train.csv'}", flag, f"--output_dir={tmp_path / 'run'}")
         assert not (tmp_path / "run").exists()
-
-    @pytest.mark.slow
-    def test_interrupted_run_goes_on_and_a_half_written_checkpoint_is_named(self, tmp_path, reviews):
-        output = tmp_path / "run"
-        flags = [
-            f"--train_file={reviews / 'train.csv'}",
-            *SMALL,
-            f"--output_dir={output}",
-            "--save_strategy=epoch",
-            "--eval_strategy=epoch",
-        ]
-        train(*flags, "--max_steps=50")
-        for path in output.iterdir():  # as a run leaves it that was stopped after its second epoch
-            if path.is_file():
-                path.unlink()
-        last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        assert "--resume_from_checkpoint last" in fails(*flags)
-        weights = (last / "model.safetensors").read_bytes()
-        (last / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-        line = fails(*flags, "--resume_from_checkpoint=last", "--max_steps=60")
-        assert str(last) in line and "model.safetensors is not readable" in line
-        (last / "model.safetensors").write_bytes(weights)
-        (last / "optimizer.pt").rename(tmp_path / "optimizer.pt")
-        assert "optimizer.pt is missing" in fails(*flags, "--resume_from_checkpoint=last")
-        (tmp_path / "optimizer.pt").rename(last / "optimizer.pt")
-        train(*flags, "--resume_from_checkpoint=last", "--max_steps=60")
-        assert read(output / "trainer_state.json")["global_step"] == 60
 
     def test_full_disk_ends_the_run_with_one_line_and_the_last_good_checkpoint(self, tmp_path, reviews):
         disk = tmp_path / "disk"

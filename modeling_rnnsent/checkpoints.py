@@ -1,0 +1,215 @@
+"""
+Where a run writes: a directory that belongs to one run at a time, with checkpoints that are whole or absent.
+
+A checkpoint is written beside its place, with the digest of every file, and renamed when it is complete; it is renamed
+away before it is removed. So whatever stops a run, a directory named `checkpoint-N` is one to go on from, unless the
+disk has changed it since, which the digests tell.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from .arguments import RNNSentTrainingArguments
+from .errors import InputError
+
+logger = logging.get_logger(__name__)
+
+TRAIN_RESULTS = "train_results.json"
+UNFINISHED = ".unfinished"
+_DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
+
+
+@contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """
+    Keeps `folder` (made where there is none) to this run; the lock goes when the process ends, however it ends.
+
+    Raises:
+        InputError: where another run writes there, or `folder` is a file.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"output_dir {folder!r} is a file.")
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(
+            f"another run is writing into output_dir {folder!r}: wait for its end, or name another --output_dir."
+        ) from None
+    shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a run that was killed while it wrote
+    try:
+        yield
+    finally:
+        shutil.rmtree(path / UNFINISHED, ignore_errors=True)
+        (path / _LOCK).unlink(missing_ok=True)
+        lock.release()
+        if is_new and not any(path.iterdir()):  # a run that came to nothing leaves nothing
+            path.rmdir()
+
+
+def is_finished(arguments: RNNSentTrainingArguments) -> bool:
+    """Whether `output_dir` holds a finished run."""
+    return (Path(arguments.output_dir) / TRAIN_RESULTS).exists()
+
+
+def find_checkpoint(arguments: RNNSentTrainingArguments) -> str | None:
+    """
+    Sees to it that a run overwrites nothing that it was not told to, and finds where it goes on.
+
+    Args:
+        arguments ([`RNNSentTrainingArguments`]): `output_dir`, `overwrite_output_dir`, `resume_from_checkpoint` (a
+            directory, or `last`: the last one that is whole).
+
+    Returns:
+        `str`, *optional*: the checkpoint to go on from.
+
+    Raises:
+        InputError: where `output_dir` holds a run or other files, or the checkpoint named is not whole.
+    """
+    folder = Path(arguments.output_dir)
+    resume = arguments.resume_from_checkpoint
+    if arguments.overwrite_output_dir:
+        if resume is not None:
+            raise InputError("give one of overwrite_output_dir, to start again, and resume_from_checkpoint, to go on.")
+        return None
+    if is_finished(arguments):
+        raise InputError(
+            f"output_dir {arguments.output_dir!r} holds a finished run: add --overwrite_output_dir to replace it, or "
+            "name another --output_dir."
+        )
+    checkpoints = list_checkpoints(folder)
+    if resume == "last":
+        return _last_whole(folder, checkpoints)
+    if resume is not None:
+        check_checkpoint(resume)
+        return resume
+    if checkpoints:
+        raise InputError(
+            f"output_dir {arguments.output_dir!r} holds checkpoints of a run that did not finish: add "
+            "--resume_from_checkpoint last to go on, or --overwrite_output_dir to start again."
+        )
+    if folder.is_dir() and any(path.name not in (_LOCK, UNFINISHED) for path in folder.iterdir()):
+        raise InputError(
+            f"output_dir {arguments.output_dir!r} holds other files: name another --output_dir, or add "
+            "--overwrite_output_dir to write among them."
+        )
+    return None
+
+
+def _last_whole(folder: Path, checkpoints: list[Path]) -> str | None:
+    for checkpoint in reversed(checkpoints):
+        try:
+            check_checkpoint(str(checkpoint))
+            return str(checkpoint)
+        except InputError as error:
+            logger.warning(f"{error} The one before it is used.")
+    logger.warning(f"{folder} holds no {'whole ' if checkpoints else ''}checkpoint: the run starts from the beginning.")
+    return None
+
+
+def clear_output_dir(arguments: RNNSentTrainingArguments):
+    """Removes what an earlier run left in `output_dir`; to be called when all else has been checked."""
+    folder = Path(arguments.output_dir)
+    for pattern in ("*_results.json", "*.png", "recipe.yaml", "README.md", "trainer_state.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for checkpoint in list_checkpoints(folder):
+        remove_checkpoint(checkpoint)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint directories in the order of their steps."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def finish_checkpoint(unfinished: Path, place: Path):
+    """Seals a checkpoint that is written, and moves it to its place."""
+    digests = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
+    (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+    for path in unfinished.iterdir():  # on the disk before its name is: a power cut loses no more than a kill
+        _sync(path)
+    _sync(unfinished)
+    if place.exists():  # not whole, or the run would have gone on from it
+        remove_checkpoint(place)
+    os.rename(unfinished, place)
+    _sync(place.parent)
+
+
+def remove_checkpoint(checkpoint: Path):
+    """Removes a checkpoint, which is whole until it has lost its name."""
+    removed = checkpoint.parent / UNFINISHED / f"removed-{checkpoint.name}"
+    shutil.rmtree(removed, ignore_errors=True)
+    removed.parent.mkdir(exist_ok=True)
+    os.rename(checkpoint, removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def remove_checkpoints(folder: Path, number: int | None, best: str | None):
+    """Removes the oldest checkpoints beyond `number` (None: keeps all), but never the last and the best one."""
+    if not number or number < 1:
+        return
+    checkpoints = list_checkpoints(folder)
+    kept = {checkpoints[-1].name, Path(best).name if best else ""} if checkpoints else set()
+    spare = [path for path in checkpoints if path.name not in kept]
+    for path in spare[: len(checkpoints) - max(number, len(checkpoints) - len(spare))]:
+        remove_checkpoint(path)
+
+
+def check_checkpoint(folder: str):
+    """
+    Raises `InputError` where a training checkpoint lacks a file, holds one that was changed since it was written, or
+    has a best checkpoint of its run that does.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"resume_from_checkpoint {folder!r}: there is no such directory.")
+    for name, digest in _read_json(path, _DIGESTS).items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"the checkpoint {folder} is not whole: {name} is missing.")
+        if _digest(file) != digest:
+            raise InputError(f"the checkpoint {folder} is not whole: {name} is not what was written.")
+    best = _read_json(path, _STATE).get("best_model_checkpoint")
+    best = path.parent / Path(best).name if best else path
+    if best.name != path.name and best.is_dir():
+        check_checkpoint(str(best))
+
+
+def _read_json(folder: Path, name: str) -> dict:
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"the checkpoint {folder} is not whole: {name} is missing.") from None
+    except ValueError as error:
+        raise InputError(f"the checkpoint {folder} is not whole: {name} is not readable ({error}).") from None
+    if not isinstance(found, dict) or (name == _DIGESTS and _STATE not in found):
+        raise InputError(f"the checkpoint {folder} is not whole: {name} is not what was written.")
+    return found
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path):
+    if path.is_dir() and os.name == "nt":  # Windows opens no directories
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,226 @@
+"""Runs that are stopped: killed anywhere, interrupted, their checkpoints damaged. They end as if nothing had been."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL, train
+from test_training import fails, read
+
+from modeling_rnnsent.arguments import RNNSentTrainingArguments
+from modeling_rnnsent.checkpoints import check_checkpoint, find_checkpoint, finish_checkpoint, list_checkpoints
+from modeling_rnnsent.errors import InputError
+
+RESUME = "--resume_from_checkpoint=last"
+# Dropout, a schedule, gradient accumulation, an evaluation that chooses, texts without labels and n-grams: everything
+# that has a state. Three epochs of 13 steps; checkpoints between epochs and within them.
+EVERYTHING = (
+    *SMALL,
+    "--num_train_epochs=3",
+    "--gradient_accumulation_steps=2",
+    "--learning_rate=0.01",
+    "--lr_scheduler_type=cosine",
+    "--word_dropout=0.3",
+    "--classifier_dropout=0.3",
+    "--bidirectional",
+    "--pooling=max_mean",
+    "--ngram_order=2",
+    "--virtual_adversarial_weight=1",
+    "--train_sampling_strategy=group_by_length",
+    "--eval_strategy=steps",
+    "--eval_steps=5",
+    "--save_strategy=steps",
+    "--save_steps=5",
+    "--save_total_limit=2",
+    "--load_best_model_at_end",
+    "--metric_for_best_model=loss",
+    "--disable_tqdm=true",
+)
+
+
+@pytest.fixture(scope="module")
+def flags(reviews, tmp_path_factory):
+    texts = tmp_path_factory.mktemp("texts") / "texts.txt"
+    texts.write_text("a film about people\nthe story was great and touching\nhated the town\n" * 20)
+    files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
+    return [*files, f"--unlabeled_file={texts}", *EVERYTHING]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    start = time.perf_counter()
+    train(*flags, f"--output_dir={output}")
+    return output, time.perf_counter() - start
+
+
+def same(first: Path, second: Path):
+    """Whether two finished runs have the same weights, bit for bit, and the same results."""
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    # Read in a run's history: the checkpoint that was best, and all evaluations.
+    states = [read(folder / "trainer_state.json") for folder in (first, second)]
+    assert states[0]["best_global_step"] == states[1]["best_global_step"]
+    evaluations = [
+        [(row["step"], row["eval_loss"]) for row in state["log_history"] if "eval_loss" in row] for state in states
+    ]
+    assert evaluations[0] == evaluations[1]
+
+
+def start(*flags) -> subprocess.Popen:
+    command = [sys.executable, "train.py", *map(str, flags)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def until(condition, process: subprocess.Popen, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, flags, undisturbed, tmp_path):
+    flags = [*flags, f"--train_sampling_strategy={strategy}"]
+    whole = undisturbed[0]
+    if strategy == "random":
+        whole = tmp_path / "whole"
+        train(*flags, f"--output_dir={whole}")
+    output = tmp_path / "run"
+    process = start(*flags, f"--output_dir={output}")
+    until(lambda: (output / "checkpoint-15").exists(), process)  # within the second epoch
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate()[0]
+    assert process.returncode == 130 and "Traceback" not in printed
+    last = list_checkpoints(output)[-1]
+    assert f"error: interrupted: {last} is saved" in printed and "--resume_from_checkpoint last" in printed
+    check_checkpoint(last)
+    if strategy == "random":
+        assert "add --resume_from_checkpoint last to go on" in fails(*flags, f"--output_dir={output}")
+    train(*flags, f"--output_dir={output}", RESUME)
+    same(output, whole)
+    assert not (output / ".lock").exists() and not (output / ".unfinished").exists()
+
+
+def test_interrupted_before_the_first_step_leaves_nothing(flags, tmp_path):
+    output = tmp_path / "run"
+    process = start(*flags, f"--output_dir={output}")
+    until(lambda: (output / ".lock").exists(), process)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate()[0]
+    assert process.returncode == 130 and "error: interrupted: there is no checkpoint yet" in printed
+    assert "Traceback" not in printed and not output.exists()
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_taken_up_again_ends_the_same(flags, undisturbed, tmp_path):
+    seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
+    kills = int(os.environ.get("KILLS", 6))
+    print(f"KILL_SEED={seed} KILLS={kills}")
+    generator = random.Random(seed)
+    whole, seconds = undisturbed
+    for kill in range(kills):
+        output = tmp_path / f"run-{kill}"
+        resume = []
+        for _ in range(generator.randint(1, 3)):
+            process = start(*flags, f"--output_dir={output}", *resume)
+            if generator.random() < 0.5:  # anywhere: importing, reading, fitting, within a step, at the end
+                time.sleep(generator.uniform(0, seconds))
+            else:  # while a checkpoint is written
+                wanted = generator.randint(1, 8)
+                seen = set()
+                while process.poll() is None and len(seen) < wanted:
+                    seen |= set(output.glob(".unfinished/checkpoint-*/*"))
+            process.kill()
+            process.communicate()
+            for checkpoint in list_checkpoints(output):
+                check_checkpoint(str(checkpoint))
+            resume = [RESUME]
+        train(*flags, f"--output_dir={output}", RESUME)
+        same(output, whole)
+
+
+def damage(path: Path, generator: random.Random, how: str):
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        del content[generator.randrange(len(content)) :]
+    else:
+        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(flags, undisturbed, tmp_path):
+    output, generator = tmp_path / "run", random.Random(0)
+    process = start(*flags, f"--output_dir={output}")
+    until(lambda: (output / "checkpoint-25").exists(), process)
+    process.kill()
+    process.communicate()
+    before, last = list_checkpoints(output)[-2:]
+    files = sorted(last.iterdir())
+    assert {path.name for path in files} >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    for path in files:
+        content = path.read_bytes()
+        for how in ("cut", "flipped", "missing"):
+            if how == "missing":
+                path.unlink()
+            else:
+                damage(path, generator, how)
+            with pytest.raises(InputError, match=f"the checkpoint {last} is not whole: ") as found:
+                check_checkpoint(str(last))
+            # A flipped bit in the list of digests speaks of the file it is the digest of, or of a name it made up.
+            assert path.name in str(found.value) or path.name == "digests.json"
+            path.write_bytes(content)
+    check_checkpoint(str(last))
+    damage(last / "optimizer.pt", generator, "flipped")
+    assert "optimizer.pt is not what was written" in fails(
+        *flags, f"--output_dir={output}", f"--resume_from_checkpoint={last}"
+    )
+    result = train(*flags, f"--output_dir={output}", RESUME)
+    assert f"{last} is not whole" in result.stderr and "The one before it is used" in result.stderr
+    same(output, undisturbed[0])
+    assert before.name == "checkpoint-20"
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_is_not_used(tmp_path):
+    for step, best in ((5, 5), (10, 5), (15, 10)):
+        folder = tmp_path / ".unfinished" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        state = {"best_model_checkpoint": f"elsewhere/checkpoint-{best}"}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        (folder / "model.safetensors").write_bytes(bytes(step))
+        finish_checkpoint(folder, tmp_path / folder.name)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10", "checkpoint-15"]
+    damage(tmp_path / "checkpoint-10" / "model.safetensors", random.Random(0), "flipped")
+    arguments = RNNSentTrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="last")
+    assert find_checkpoint(arguments) == str(tmp_path / "checkpoint-5")
+    damage(tmp_path / "checkpoint-5" / "model.safetensors", random.Random(0), "cut")
+    assert find_checkpoint(arguments) is None  # from the start
+
+
+def test_finished_run_is_left_as_it_is(undisturbed, flags):
+    output = undisturbed[0]
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}
+    result = train(*flags, f"--output_dir={output}", RESUME)
+    assert "holds a finished run: there is nothing to go on with" in result.stdout
+    assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}
+
+
+def test_second_run_into_the_same_directory_is_refused(flags, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    process = start(*flags, f"--output_dir={output}")
+    until(lambda: (output / ".lock").exists(), process)
+    process.send_signal(signal.SIGSTOP)  # so that it is not over before the second has started
+    assert "another run is writing into output_dir" in fails(*flags, f"--output_dir={output}")
+    assert "another run is writing into output_dir" in fails(*flags, f"--output_dir={output}", RESUME)
+    process.send_signal(signal.SIGCONT)
+    process.communicate()
+    assert process.returncode == 0
+    same(output, undisturbed[0])
