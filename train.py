@@ -8,6 +8,7 @@ Trains a recurrent text classifier from a recipe:
 
 import math
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -27,16 +28,13 @@ from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
 from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
+from modeling_rnnsent.launching import from_main_process, use_threads, warn_of_missing_processes
 from modeling_rnnsent.metrics import metrics_for, probabilities
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
-from modeling_rnnsent.training import (
-    RNNSentTrainer,
-    choose_metric,
-    use_threads,
-)
+from modeling_rnnsent.training import RNNSentTrainer, choose_metric
 from modeling_rnnsent.vectors import set_vectors
 
 EXAMPLES = (
@@ -52,6 +50,7 @@ def main():
     if not arguments.should_log:
         datasets.disable_progress_bars()
     use_threads(arguments)
+    warn_of_missing_processes(arguments)
     if arguments.resume_from_checkpoint == "last" and is_finished(arguments):
         if arguments.should_log:
             print(f"{arguments.output_dir} holds a finished run: there is nothing to go on with.")
@@ -76,13 +75,21 @@ def main():
 def train(run: Run):
     arguments = run.training
     checkpoint = find_checkpoint(arguments)
-    with arguments.main_process_first(desc="preparing the data"):
+    with arguments.main_process_first(desc="reading the data"):
         if run.data.task == "language-modeling":
             texts = load_texts(run.data)
         else:
             texts = load_labeled_texts(run.data, run.model.problem_type)
-        tokenizer = load_tokenizer(run, texts)
-        splits = tokenize_all(run, texts, tokenizer)
+    tokenizer = load_tokenizer(run, texts)
+    parts = choose_texts(run, texts)
+    with arguments.main_process_first(desc="tokenizing"):
+        splits = tokenize(
+            parts,
+            tokenizer,
+            run.data.max_length,
+            run.data.preprocessing_num_workers,
+            in_pieces=texts.labels is None,
+        )
     set_seed(arguments.seed)
     model = load_model(run, texts, tokenizer, resumes=checkpoint is not None)
     choose_metric(arguments, texts.labels, run.given)
@@ -117,28 +124,23 @@ def train(run: Run):
 def load_tokenizer(run: Run, texts: LabeledTexts):
     name = run.data.tokenizer_name or run.model.model_name_or_path
     if name is None:
-        return build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
+        return from_main_process(
+            lambda: build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
+        )
     keep_source(name, run)
     with loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(name)
 
 
-def tokenize_all(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDict:
-    """Every split in ids, with `unlabeled` where the training uses texts without labels."""
+def choose_texts(run: Run, texts: LabeledTexts) -> datasets.DatasetDict:
+    """The splits, with `unlabeled` where the training uses texts without labels."""
     parts, training = dict(texts.splits), run.training
-    is_used = training.virtual_adversarial_weight + training.entropy_weight > 0 or training.teacher_name_or_path
-    if texts.labels is not None and texts.unlabeled is not None and is_used:
+    if texts.labels is not None and texts.unlabeled is not None and training.needs_unlabeled_texts:
         parts["unlabeled"] = texts.unlabeled
     if training.teacher_name_or_path:
         unlabeled = parts.get("unlabeled", parts["train"])
         parts["unlabeled"] = ask_teachers(training.teacher_name_or_path, unlabeled, texts.labels)
-    return tokenize(
-        datasets.DatasetDict(parts),
-        tokenizer,
-        run.data.max_length,
-        run.data.preprocessing_num_workers,
-        in_pieces=texts.labels is None,
-    )
+    return datasets.DatasetDict(parts)
 
 
 def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
@@ -158,30 +160,39 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSe
     else:
         model = start_with_ngrams(run, given, texts, tokenizer, resumes)
     if vectors is not None and not resumes:
-        share = set_vectors(model, vectors, tokenizer, texts.texts(), run.training.seed)
-        if run.training.should_log:
+
+        def set_and_tell():
+            share = set_vectors(model, vectors, tokenizer, texts.texts(), run.training.seed)
             print(f"{share:.1%} of the vocabulary start from word vectors", flush=True)
+            return model.get_input_embeddings().state_dict()
+
+        model.get_input_embeddings().load_state_dict(from_main_process(set_and_tell))
     return model
 
 
 def start_with_ngrams(run: Run, given: dict, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
     """The model that the training starts from, with n-grams fitted unless they come from a model or checkpoint."""
-    encode = WordEncoder(tokenizer)
-    rows, labels = {}, {}
-    for name in ("train", "validation"):
-        rows[name] = encode(list(texts.splits[name]["text"]))
-        labels[name] = np.array(texts.splits[name]["label"])
+
+    @cache
+    def read(split: str) -> list[np.ndarray]:
+        return WordEncoder(tokenizer)(list(texts.splits[split]["text"]))
+
+    def fit_and_tell():
+        print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {run.model.ngram_order} words", flush=True)
+        labels = {split: np.array(texts.splits[split]["label"]) for split in ("train", "validation")}
+        losses = fit_ngrams(
+            model, read("train"), labels["train"], read("validation"), labels["validation"], run.training.seed
+        )
+        print(f"n-grams alone: validation loss {min(map(min, losses.values())):.4f}", flush=True)
+        return model.ngrams.state_dict()
+
     if "ngram_buckets" not in given:
-        given["ngram_buckets"] = choose_buckets(rows["train"], run.model.ngram_order, len(texts.labels.names))
+        given["ngram_buckets"] = from_main_process(
+            lambda: choose_buckets(read("train"), run.model.ngram_order, len(texts.labels.names))
+        )
     model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
     if not resumes and not model.ngrams.scores.any():
-        if run.training.should_log:
-            print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {run.model.ngram_order} words", flush=True)
-        losses = fit_ngrams(
-            model, rows["train"], labels["train"], rows["validation"], labels["validation"], run.training.seed
-        )
-        if run.training.should_log:
-            print(f"n-grams alone: validation loss {min(map(min, losses.values())):.4f}", flush=True)
+        model.ngrams.load_state_dict(from_main_process(fit_and_tell))
     return model
 
 

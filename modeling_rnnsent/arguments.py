@@ -191,6 +191,12 @@ class RNNSentTrainingArguments(TrainingArguments):
             raise ValueError(f"hub_strategy must be 'end': the finished run is uploaded, got {self.hub_strategy!r}.")
         super().__post_init__()
 
+    @property
+    def needs_unlabeled_texts(self) -> bool:
+        """Whether there is a term of texts without labels."""
+        distillation = self.distillation_weight if self.teacher_name_or_path else 0.0
+        return self.virtual_adversarial_weight + self.entropy_weight + distillation > 0
+
 
 def _model_argument_fields() -> list[tuple[str, Any, Any]]:
     """The config's own fields as optional flags, each with the config's own documentation as its help."""

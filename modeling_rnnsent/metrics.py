@@ -5,7 +5,9 @@ from collections.abc import Callable
 import datasets
 import evaluate
 import numpy as np
+import torch
 from sklearn import metrics
+from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from .data import Labels
@@ -115,6 +117,15 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
         return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def mean_loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+    """Cross-entropy (of every label, for multi-label) or mean squared error, mean over texts."""
+    logits, labels = torch.from_numpy(np.asarray(logits, dtype=np.float64)), torch.from_numpy(np.asarray(labels))
+    if problem_type == "single_label_classification":
+        return float(F.cross_entropy(logits, labels.long()))
+    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return float(loss(logits, labels.double().view_as(logits)))
 
 
 def _info(module: evaluate.Metric, features: dict) -> evaluate.MetricInfo:

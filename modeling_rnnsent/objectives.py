@@ -146,6 +146,7 @@ class Objectives:
         self.entropy_weight = arguments.entropy_weight
         self.distillation_weight = arguments.distillation_weight if arguments.teacher_name_or_path else 0.0
         self.epsilon = arguments.adversarial_epsilon
+        self.need_unlabeled = arguments.needs_unlabeled_texts
         self.model, self.embedding = model, model.get_input_embeddings()
         self.problem_type = model.config.problem_type
         if self.are_set and (self.embedding is None or not isinstance(model, RNNSentForSequenceClassification)):
@@ -157,11 +158,6 @@ class Objectives:
             raise InputError(
                 f"adversarial_weight, virtual_adversarial_weight, entropy_weight or a teacher needs {what}."
             )
-
-    @property
-    def need_unlabeled(self) -> bool:
-        """Whether there is a term of unlabelled texts."""
-        return self.virtual_adversarial_weight + self.entropy_weight + self.distillation_weight > 0
 
     @property
     def are_set(self) -> bool:

@@ -8,12 +8,15 @@ from tqdm import tqdm
 from .bulk import BulkClassifier
 from .data import Labels
 from .errors import InputError
+from .launching import from_main_process
 from .scoring import load_scorer
 
 
 def ask_teachers(names: list[str], texts: Dataset, labels: Labels) -> Dataset:
     """
     The texts with the mean of the teachers' probabilities (values, for regression) as their label.
+
+    The main process asks; the others are told.
 
     Args:
         names (`list[str]`): Directories or Hub ids of trained classifiers, or directories of exported ones.
@@ -23,6 +26,13 @@ def ask_teachers(names: list[str], texts: Dataset, labels: Labels) -> Dataset:
     Raises:
         InputError: where a teacher cannot be loaded or has other labels.
     """
+    mean = from_main_process(lambda: _mean_answer(names, texts, labels))
+    return texts.select_columns("text").add_column(
+        "label", list(mean), feature=datasets.List(datasets.Value("float32"))
+    )
+
+
+def _mean_answer(names: list[str], texts: Dataset, labels: Labels) -> np.ndarray:
     answers = []
     for name in names:
         scorer = load_scorer(name)
@@ -33,7 +43,4 @@ def ask_teachers(names: list[str], texts: Dataset, labels: Labels) -> Dataset:
             )
         rows = BulkClassifier(scorer)(texts["text"])
         answers.append(np.array(list(tqdm(rows, desc=f"asking {name}", total=len(texts), disable=None))))
-    mean = np.mean(answers, axis=0).reshape(len(texts), -1).astype(np.float32)
-    return texts.select_columns("text").add_column(
-        "label", list(mean), feature=datasets.List(datasets.Value("float32"))
-    )
+    return np.mean(answers, axis=0).reshape(len(texts), -1).astype(np.float32)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
 from datasets import Dataset
 from huggingface_hub import upload_folder
@@ -16,13 +15,14 @@ from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
 from .arguments import RNNSentTrainingArguments
 from .checkpoints import UNFINISHED, finish_checkpoint, list_checkpoints, remove_checkpoint, remove_checkpoints
 from .data import Labels
 from .errors import InputError, Interrupted
+from .metrics import mean_loss
 from .objectives import Objectives, unlabeled_batches, watched
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
 from .sampling import EpochSampler
@@ -213,6 +213,41 @@ class RNNSentTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
 
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """
+        As `Trainer.evaluation_loop`, with the mean loss over all texts (tokens, of a language model).
+
+        `Trainer` takes the mean over batches, in which a smaller last one counts as much as the others, and with several
+        processes a text that fills one up counts twice.
+        """
+        if self.data_collator.labels_are_ids:
+            return self._evaluate_language_model(dataloader, metric_key_prefix)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if output.predictions is not None and output.label_ids is not None:
+            loss = mean_loss(output.predictions, output.label_ids, self.model.config.problem_type)
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
+        return output
+
+    @torch.no_grad()
+    def _evaluate_language_model(self, dataloader, metric_key_prefix: str) -> EvalLoopOutput:
+        """Mean loss over tokens; each process reads its share of the texts once."""
+        model, dataset = self.model.eval(), dataloader.dataset
+        rows = list(range(self.args.process_index, len(dataset), self.args.world_size))
+        sums = torch.zeros(2, dtype=torch.float64)
+        for start in range(0, len(rows), self.args.eval_batch_size):
+            batch = dataset[rows[start : start + self.args.eval_batch_size]]["input_ids"]
+            inputs = self._prepare_inputs(self.data_collator([{"input_ids": ids} for ids in batch]))
+            with self.compute_loss_context_manager():
+                # With this count of tokens the loss is the sum over them.
+                loss = model(**inputs, num_items_in_batch=1).loss
+            tokens = sum(max(0, len(ids) - 1) for ids in batch)
+            sums += torch.tensor([float(loss), tokens], dtype=torch.float64)
+        loss, tokens = self.accelerator.reduce(sums.to(torch.float32 if self.args.device.type == "mps" else sums.dtype))
+        metrics = {f"{metric_key_prefix}_loss": float(loss) / max(1, float(tokens))}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
+
     def create_model_card(self, *args, **kwargs):
         """Nothing: when it pushes to the Hub, `Trainer` would replace the card of `reports.write_model_card`."""
 
@@ -225,8 +260,8 @@ class RNNSentTrainer(Trainer):
         place = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         unfinished = run_folder / UNFINISHED / place.name
         self._settle()
-        with self._saving(place):
-            try:
+        try:
+            with self._saving(place):
                 if self.args.should_save:
                     shutil.rmtree(unfinished, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
@@ -241,11 +276,11 @@ class RNNSentTrainer(Trainer):
                     self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # with the best one's final name
                     finish_checkpoint(unfinished, place)
                     remove_checkpoints(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-            except BaseException:
-                self._is_writing_checkpoint = False
-                if self.args.should_save:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                raise
+        except BaseException:
+            self._is_writing_checkpoint = False
+            if self.args.should_save:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         self.accelerator.wait_for_everyone()
         if self._is_stopping:
             raise Interrupted(
@@ -327,21 +362,3 @@ def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None, gi
     arguments.metric_for_best_model = metric
     if "greater_is_better" not in given:
         arguments.greater_is_better = metric not in ("loss", "mse")
-
-
-def use_threads(arguments: RNNSentTrainingArguments):
-    """
-    Lets torch compute with every core, shared between this machine's processes, or with `num_threads`.
-
-    `accelerate launch` tells a process to use one thread (OMP_NUM_THREADS=1) where nobody said otherwise, which on two
-    cores costs a third of the speed. Any other value is somebody's wish and stays.
-    """
-    if arguments.num_threads is not None:
-        if arguments.num_threads < 1:
-            raise InputError(f"num_threads must be at least 1, got {arguments.num_threads}.")
-        torch.set_num_threads(arguments.num_threads)
-    elif os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        # The cores that this process may run on: a container or a batch system often gives fewer than there are.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(cores, psutil.cpu_count(logical=False) or cores)
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

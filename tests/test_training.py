@@ -237,24 +237,6 @@ class TestMoreRuns:
         # a model that does not learn is stopped after its first evaluation and two that were no better
         assert read(tmp_path / "run" / "trainer_state.json")["epoch"] == 3
 
-    def test_two_processes_report_what_one_finds(self, reviews, tmp_path):
-        result = run(
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", "train.py"),
-            "configuration/default.yaml",
-            f"--train_file={reviews / 'train.csv'}",
-            f"--test_file={reviews / 'test.csv'}",
-            *SMALL,
-            "--num_train_epochs=2",
-            "--use_cpu",
-            f"--output_dir={tmp_path / 'run'}",
-        )
-        assert result.stdout.count("Three examples:") == 1
-        frame = pandas.read_csv(reviews / "test.csv")
-        answers = pipeline("text-classification", model=str(tmp_path / "run"))(list(frame["text"]))
-        accuracy = np.mean([int(answer["label"]) for answer in answers] == frame["label"])
-        found = read(tmp_path / "run" / "test_results.json")
-        assert found["test_accuracy"] == pytest.approx(accuracy) and found["test_samples"] == 80
-
 
 class TestRecipesAndFlags:
     @staticmethod

@@ -1,0 +1,246 @@
+"""Several processes: real ones, by `torchrun`, on one machine and on two."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from conftest import ROOT, SMALL, run, train
+from safetensors.torch import load_file
+from sklearn import metrics
+from test_models import make, make_batch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoTokenizer, pipeline
+
+from modeling_rnnsent import RNNSentForCausalLM, RNNSentForSequenceClassification
+from modeling_rnnsent.checkpoints import check_checkpoint, list_checkpoints
+from modeling_rnnsent.sampling import EpochSampler
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def torchrun(*flags, machines=1, machine=0, port=None) -> list[str]:
+    """The command that starts two processes, on one machine or as one of several."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={2 // machines}"]
+    command += [f"--nnodes={machines}", f"--node_rank={machine}", "--master_addr=127.0.0.1"]
+    return [*command, f"--master_port={port or free_port()}", "train.py", *map(str, flags)]
+
+
+def results(folder, split="test"):
+    return {
+        key.removeprefix(f"{split}_"): value
+        for key, value in json.loads((folder / f"{split}_results.json").read_text()).items()
+        if not key.endswith(("runtime", "per_second"))
+    }
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, reviews):
+    """Files of which no number of rows is divisible by two processes' batches."""
+    folder = tmp_path_factory.mktemp("odd")
+    flags = []
+    for name, rows in (("train", 203), ("validation", 51), ("test", 77)):
+        pandas.read_csv(reviews / f"{name}.csv").head(rows).to_csv(folder / f"{name}.csv", index=False)
+        flags.append(f"--{name}_file={folder / name}.csv")
+    return folder, flags
+
+
+def test_two_processes_report_what_one_finds(odd, tmp_path):
+    folder, files = odd
+    flags = ["configuration/default.yaml", *files, *SMALL, "--per_device_eval_batch_size=8", "--num_train_epochs=2"]
+    result = run(*torchrun(*flags, "--learning_rate=0.01", f"--output_dir={tmp_path / 'run'}"))
+    # One process says what there is to say, and alone prepares what all read.
+    for line in ("Three examples:", "fitting ", "n-grams alone:"):
+        assert result.stdout.count(line) == 1, result.stdout
+    found = results(tmp_path / "run")
+    frame = pandas.read_csv(folder / "test.csv")
+    answers = pipeline("text-classification", model=str(tmp_path / "run"), top_k=None)(list(frame["text"]))
+    scores = np.array([next(part["score"] for part in answer if part["label"] == "1") for answer in answers])
+    guesses = scores > 0.5
+    assert found["samples"] == 77
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(frame["label"], guesses), abs=1e-9)
+    assert found["f1"] == pytest.approx(metrics.f1_score(frame["label"], guesses), abs=1e-9)
+    assert found["roc_auc"] == pytest.approx(metrics.roc_auc_score(frame["label"], scores), abs=1e-6)
+    assert found["loss"] == pytest.approx(metrics.log_loss(frame["label"], scores), abs=1e-4)
+    # And the same model goes through one process: every metric of validation and test is the same.
+    again = [f"--model_name_or_path={tmp_path / 'run'}", "--learning_rate=1e-12", "--num_train_epochs=1"]
+    again += ["--ngram_order=3", f"--ngram_weight={read_config(tmp_path / 'run')['ngram_weight']}"]
+    train(*files, *again, *SMALL, "--per_device_eval_batch_size=8", f"--output_dir={tmp_path / 'one'}")
+    for split in ("eval", "test"):
+        one, two = (results(tmp_path / name, split) for name in ("one", "run"))
+        assert one.keys() - {"epoch"} == two.keys() - {"epoch"}
+        for key in one.keys() - {"epoch"}:
+            assert one[key] == pytest.approx(two[key], abs=1e-6), key
+
+
+def read_config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["text-classification", "language-modeling"])
+def test_accumulated_and_shared_batches_give_the_update_of_a_large_one(task, odd, tmp_path):
+    flags = [*odd[1][: 3 if task == "text-classification" else 2], *SMALL, f"--task={task}", "--optim=sgd"]
+    flags += ["--lr_scheduler_type=constant", "--learning_rate=0.5", "--max_steps=12", "--max_grad_norm=0"]
+    sides = {"large": (train, 16, 1), "accumulated": (train, 4, 4), "shared": (torchrun, 4, 2)}
+    weights = {}
+    for name, (start, batch_size, accumulation) in sides.items():
+        settings = [f"--per_device_train_batch_size={batch_size}", f"--gradient_accumulation_steps={accumulation}"]
+        settings += [f"--output_dir={tmp_path / name}"]
+        if start is train:
+            train(*flags, *settings)
+        else:
+            run(*torchrun(*flags, *settings))
+        weights[name] = load_file(tmp_path / name / "model.safetensors")
+    # 203 texts: the 13th step would be the first that has fewer.
+    for name in ("accumulated", "shared"):
+        for key, value in weights["large"].items():
+            torch.testing.assert_close(weights[name][key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_language_models_loss_is_the_mean_over_tokens(bidirectional, odd, tmp_path):
+    flags = [*odd[1][:2], *SMALL, "--task=language-modeling", f"--bidirectional={bidirectional}", "--max_steps=4"]
+    flags += ["--max_length=12", "--per_device_eval_batch_size=8"]
+    run(*torchrun(*flags, f"--output_dir={tmp_path / 'two'}"))
+    model = RNNSentForCausalLM.from_pretrained(tmp_path / "two")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "two")
+    losses = []
+    for text in pandas.read_csv(odd[0] / "validation.csv")["text"]:
+        ids = tokenizer(text)["input_ids"]
+        for start in range(0, len(ids), 12):
+            piece = torch.tensor([ids[start : start + 12]])
+            outputs = model.rnnsent(piece).last_hidden_state.split(model.config.hidden_size, dim=-1)
+            for states, targets in ((outputs[0][:, :-1], piece[:, 1:]), (outputs[-1][:, 1:], piece[:, :-1]))[
+                : len(outputs)
+            ]:
+                logits = model.lm_head(states)
+                losses.append(torch.nn.functional.cross_entropy(logits[0], targets[0], reduction="none"))
+    found, expected = results(tmp_path / "two", "eval"), float(torch.cat(losses).detach().mean())
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(expected), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_machines_train_one_model(odd, tmp_path):
+    flags = [*odd[1], *SMALL, "--max_steps=10", "--save_strategy=no"]
+    port, processes = free_port(), []
+    for machine in range(2):
+        command = torchrun(*flags, f"--output_dir={tmp_path / 'two'}", machines=2, machine=machine, port=port)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "Three examples:" in printed[0] and "Three examples:" not in printed[1]
+    run(*torchrun(*flags, f"--output_dir={tmp_path / 'one'}"))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_interrupted_run_of_two_processes_goes_on_to_the_same_end(odd, tmp_path):
+    flags = [*odd[1], *SMALL, "--num_train_epochs=4", "--save_steps=3", "--word_dropout=0.3", "--disable_tqdm=true"]
+    flags += ["--train_sampling_strategy=group_by_length"]
+    run(*torchrun(*flags, f"--output_dir={tmp_path / 'whole'}"))
+    output = tmp_path / "run"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        torchrun(*flags, f"--output_dir={output}"), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not (output / "checkpoint-9").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate()[1]
+    last = list_checkpoints(output)[-1]
+    assert f"error: interrupted: {last} is saved" in printed, printed
+    check_checkpoint(str(last))
+    run(*torchrun(*flags, f"--output_dir={output}", "--resume_from_checkpoint=last"))
+    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", output))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_fewer_processes_than_asked_for_is_said(odd, tmp_path):
+    launch = [os.path.join(os.path.dirname(sys.executable), "accelerate"), "launch", "--cpu"]
+    flags = ["train.py", *odd[1], *SMALL, "--max_steps=2"]
+    result = run(*launch, "--num_processes=2", *flags, f"--output_dir={tmp_path / 'two'}")
+    assert "asked for 2 processes and started 1" in result.stderr and "torchrun --nproc_per_node 2" in result.stderr
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"
+    )
+    result = run(*launch, f"--config_file={config}", *flags, f"--output_dir={tmp_path / 'file'}")
+    assert "asked for 2 processes and started 1" in result.stderr
+    result = run(*launch, "--num_processes=1", *flags, f"--output_dir={tmp_path / 'one'}")
+    assert "asked for" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"cell_type": cell, "pooling": "max_mean", "bidirectional": True} for cell in ("rnn", "lstm", "gru")),
+        *({"pooling": pooling} for pooling in ("last", "max", "mean", "attention")),
+        {"recurrence": "output", "cell_type": "rnn"},
+        {"input_encoding": "one_hot", "num_hidden_layers": 2},
+        {"classifier_hidden_size": 4, "classifier_head": "sigmoid", "num_labels": 2},
+        {"ngram_order": 2, "ngram_buckets": 64, "bidirectional": True, "merge_mode": "mul"},
+        {"weight_dropout": 0.3, "num_hidden_layers": 2, "hidden_dropout": 0.2},
+    ],
+    ids=str,
+)
+def test_every_parameter_takes_part(settings, process_group):
+    model = DistributedDataParallel(make(RNNSentForSequenceClassification, **settings).train())
+    assert not model.find_unused_parameters
+    batch = {**make_batch([5, 3, 1]), "labels": torch.tensor([0, 1, 0])}
+    for _ in range(2):  # the second step would find that the first had left a parameter out
+        model(**batch).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_parameter_of_a_language_model_takes_part(bidirectional, process_group):
+    settings = {"tie_word_embeddings": True, "sampled_softmax_size": 8, "bidirectional": bidirectional}
+    model = DistributedDataParallel(make(RNNSentForCausalLM, **settings).train())
+    batch = make_batch([5, 3, 1])
+    for _ in range(2):
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_batches_of_processes_are_about_equally_long():
+    lengths = np.random.default_rng(0).lognormal(5, 0.7, 5003).astype(int).tolist()
+    sampler = EpochSampler(len(lengths), seed=1, lengths=lengths, batch_size=4 * 8)
+    order = list(sampler)
+    assert sorted(order) == list(range(5003))
+    longest = [max(lengths[row] for row in order[start : start + 8]) for start in range(0, 5003 // 32 * 32, 8)]
+    steps = np.array(longest).reshape(-1, 4)  # what four processes pad their batches to
+    assert np.mean(steps.max(axis=1) / steps.mean(axis=1)) < 1.06
+    # Lengths of steps that follow each other have nothing to do with each other.
+    assert abs(np.corrcoef(steps[:-1].mean(axis=1), steps[1:].mean(axis=1))[0, 1]) < 0.2
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+    again = EpochSampler(len(lengths), seed=1, lengths=lengths, batch_size=32)
+    again.set_epoch(1)
+    assert list(again) == list(sampler)
