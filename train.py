@@ -31,6 +31,7 @@ from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_e
 from modeling_rnnsent.launching import from_main_process, use_threads, warn_of_missing_processes
 from modeling_rnnsent.metrics import metrics_for, probabilities
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
+from modeling_rnnsent.publishing import publish_run
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
@@ -51,9 +52,7 @@ def main():
         datasets.disable_progress_bars()
     use_threads(arguments)
     warn_of_missing_processes(arguments)
-    if arguments.resume_from_checkpoint == "last" and is_finished(arguments):
-        if arguments.should_log:
-            print(f"{arguments.output_dir} holds a finished run: there is nothing to go on with.")
+    if is_finished(arguments) and is_left_alone(run):
         return
     with locked(arguments.output_dir) if arguments.should_save else nullcontext():
         try:
@@ -70,6 +69,33 @@ def main():
                     else "there is no checkpoint yet"
                 )
             ) from None
+
+
+def is_left_alone(run: Run) -> bool:
+    """Whether nothing is to be trained since `output_dir` holds the run, finished; uploads it where that is wanted."""
+    arguments = run.training
+    if arguments.overwrite_output_dir:
+        return False
+    if arguments.push_to_hub and is_same(run):  # an upload that failed
+        if arguments.should_log:
+            print(f"{arguments.output_dir} holds this run, finished: it is uploaded.", flush=True)
+            publish_run(arguments)
+        return True
+    if arguments.resume_from_checkpoint == "last":
+        if arguments.should_log:
+            print(f"{arguments.output_dir} holds a finished run: there is nothing to go on with.")
+        return True
+    return False
+
+
+def is_same(run: Run) -> bool:
+    """Whether the recipe that `output_dir` holds says all that this run was given."""
+    recipe = Path(run.training.output_dir, "recipe.yaml")
+    if not recipe.is_file():
+        return False
+    held = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    given = {name: value for name, value in run.settings(None).items() if name in run.given}
+    return all(held.get(name) == value for name, value in given.items())
 
 
 def train(run: Run):

@@ -273,9 +273,9 @@ class Run:
     given: set[str]
     training_settings: dict[str, Any]
 
-    def settings(self, config: RNNSentConfig) -> dict[str, Any]:
-        """Every setting, those of `config` included, as a recipe that gives this run again."""
-        model = {item.name: getattr(config, item.name, None) for item in fields(self.model)}
+    def settings(self, config: RNNSentConfig | None) -> dict[str, Any]:
+        """Every setting, those of `config` (None: the ones given) included, as a recipe that gives this run again."""
+        model = {item.name: getattr(config or self.model, item.name, None) for item in fields(self.model)}
         model |= {name: getattr(self.model, name) for name in ("model_name_or_path", "word_vectors")}
         data = {item.name: getattr(self.data, item.name) for item in fields(self.data)}
         return {name: value for name, value in {**model, **data, **self.training_settings}.items() if value is not None}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from huggingface_hub import upload_folder
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
@@ -25,6 +24,7 @@ from .errors import InputError, Interrupted
 from .metrics import mean_loss
 from .objectives import Objectives, unlabeled_batches, watched
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
+from .publishing import hub_errors, publish_run
 from .sampling import EpochSampler
 
 logger = logging.get_logger(__name__)
@@ -219,7 +219,7 @@ class RNNSentTrainer(Trainer):
         """
         As `Trainer.evaluation_loop`, with the mean loss over all texts (tokens, of a language model).
 
-        `Trainer` takes the mean over batches, in which a smaller last one counts as much as the others, and with several
+        `Trainer` takes the mean over batches, in which a smaller last one counts like the others, and with several
         processes a text that fills one up counts twice.
         """
         if self.data_collator.labels_are_ids:
@@ -316,20 +316,15 @@ class RNNSentTrainer(Trainer):
             full = shutil.disk_usage(self.args.output_dir).free < 2**16
             raise OSError(f"could not save {folder}: {'the disk is full' if full else error}; {left}") from error
 
+    def init_hf_repo(self, *args, **kwargs):
+        with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).resolve().name, self.args.output_dir):
+            super().init_hf_repo(*args, **kwargs)
+
     def push_to_hub(self, commit_message: str = "End of training", **kwargs):
-        """Uploads `output_dir` as it stands: weights, tokenizer, code, card and pictures, without checkpoints."""
+        """Uploads `output_dir` as it stands: see [`publish`]."""
         if not self.is_world_process_zero():
             return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=self.args.hub_token)
-        return upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            commit_message=commit_message,
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-            ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*", "_*", ".*"],
-        )
+        return publish_run(self.args, commit_message)
 
 
 def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None, given: set[str]):

@@ -1,0 +1,99 @@
+"""A finished run's directory on the Hub, and one clear line for what can go wrong on the way."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from .arguments import RNNSentTrainingArguments
+from .errors import InputError
+
+# Of the library that the client sends requests by, which is httpx or its successor.
+HTTPError = HfHubHTTPError.__bases__[0]
+# Checkpoints, the lock and the like are the run's own.
+IGNORED = ["checkpoint-*", "_*", ".*"]
+
+
+def publish(
+    folder: str,
+    repo_id: str | None = None,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "End of training",
+):
+    """
+    Uploads a trained directory as it stands, in one commit: weights, tokenizer, code, card and pictures.
+
+    Args:
+        folder (`str`): The directory.
+        repo_id (`str`, *optional*): `NAME` or `OWNER/NAME`; created where there is none. None: the directory's name.
+        token (`str`, *optional*): A token that may write. None: the one of `hf auth login`.
+        private (`bool`, *optional*): Whether a new repository is private. None: as its owner has set.
+        revision (`str`, *optional*): Branch. None: `main`.
+        commit_message (`str`, *optional*): First line of the commit.
+
+    Returns:
+        [`~huggingface_hub.CommitInfo`]
+
+    Raises:
+        InputError: where the Hub does not take it; the directory is as it was.
+    """
+    repo_id = repo_id or Path(folder).resolve().name
+    with hub_errors(repo_id, folder):
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            ignore_patterns=IGNORED,
+        )
+
+
+def publish_run(arguments: RNNSentTrainingArguments, commit_message: str = "End of training"):
+    """Uploads a run's `output_dir`, as its own arguments say: [`publish`]."""
+    return publish(
+        arguments.output_dir,
+        arguments.hub_model_id,
+        arguments.hub_token,
+        arguments.hub_private_repo,
+        arguments.hub_revision,
+        commit_message,
+    )
+
+
+@contextmanager
+def hub_errors(repo_id: str, folder: str) -> Iterator[None]:
+    """Says in one line why the Hub did not take what was sent."""
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise _refused(repo_id, folder, "there is no token: log in with `hf auth login`, or give --hub_token") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        reason = {
+            401: "the token is not valid: log in with `hf auth login`, or give --hub_token",
+            403: "the token may not write there, or the name belongs to somebody else",
+            404: "there is no such repository or branch that the token may see",
+            409: "the name is taken, or somebody else was writing at the same time",
+            429: "the Hub asks to wait: too many requests",
+        }.get(status, f"the Hub's answer is {status}")
+        said = f" ({error.server_message})" if error.server_message else ""
+        raise _refused(repo_id, folder, reason + said) from error
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise _refused(repo_id, folder, f"the connection failed ({error or type(error).__name__})") from error
+    except ValueError as error:  # a name that no repository can have, or an answer that no Hub gives
+        raise _refused(repo_id, folder, str(error)) from error
+    except RuntimeError as error:  # how a failed upload of a large file ends
+        raise _refused(repo_id, folder, f"the upload failed ({error.__cause__ or error})") from error
+
+
+def _refused(repo_id: str, folder: str, reason: str) -> InputError:
+    return InputError(
+        f"cannot upload to {repo_id!r}: {reason}. Nothing is lost: what {folder} holds stays, and the same command "
+        "uploads it."
+    )

@@ -1,0 +1,150 @@
+"""Uploads by the real client to a Hub on loopback, and what comes back from it in a process without the package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import SMALL, train
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from test_training import fails, read
+
+CLASSIFY = """
+import json, sys
+sys.modules["modeling_rnnsent"] = None  # the package cannot be imported here
+from transformers import pipeline
+name, revision = sys.argv[1:]
+classify = pipeline("text-classification", model=name, revision=revision, trust_remote_code=True)
+print(json.dumps(classify(["a wonderful film", "dull"])))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = HubServer()
+    for name, value in online(hub, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    yield hub
+    hub.close()
+
+
+def online(hub, tmp_path, token="hf_owner"):
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": token,
+        "HF_HOME": str(tmp_path / "home"),
+    }
+
+
+def python(code, *arguments):
+    """Runs code as a process of its own: the client reads its settings when it is imported."""
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=os.environ, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def classify(name, revision="main"):
+    return json.loads(python(CLASSIFY, name, revision).splitlines()[-1])
+
+
+def test_run_is_pushed_and_loads_without_the_package(hub, reviews, tmp_path):
+    output = tmp_path / "sentiment"
+    files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
+    flags = [*files, *SMALL, "--num_train_epochs=1", "--save_strategy=epoch", f"--output_dir={output}", "--push_to_hub"]
+    train(*flags, HF_HUB_OFFLINE="0")
+    pushed = hub.files("owner/sentiment")
+    # What lies in the directory, checkpoints and the like apart, byte for byte.
+    local = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    assert {name: pushed[name] for name in local} == local and set(pushed) == {*local, ".gitattributes"}
+    assert not [name for name in pushed if name.endswith((".bin", ".pt", ".pth", ".pkl")) or "checkpoint" in name]
+    assert any(request.startswith("PUT /large/") for request in hub.requests)
+    card = ModelCard(pushed["README.md"].decode())
+    assert card.data.eval_results and card.data.pipeline_tag == "text-classification"
+    answers = classify("owner/sentiment")
+    assert answers == classify(output)
+    # Pinned to a revision, the model stays what it was whatever is pushed after it.
+    first = hub.heads["owner/sentiment"]["main"]
+    train(*flags, "--seed=7", "--learning_rate=0.01", "--overwrite_output_dir", HF_HUB_OFFLINE="0")
+    assert hub.heads["owner/sentiment"]["main"] != first
+    assert classify("owner/sentiment", first) == answers != classify("owner/sentiment")
+
+
+def test_model_and_tokenizer_push_themselves(hub, book_run):
+    code = """
+import sys
+from transformers import AutoTokenizer
+from modeling_rnnsent import RNNSentForSequenceClassification
+RNNSentForSequenceClassification.from_pretrained(sys.argv[1]).push_to_hub("mine")
+AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("mine")
+"""
+    python(code, book_run)
+    names = set(hub.files("owner/mine"))
+    assert names >= {
+        "model.safetensors",
+        "config.json",
+        "modeling_rnnsent.py",
+        "recurrence_rnnsent.py",
+        "tokenizer.json",
+    }
+    assert classify("owner/mine") == classify(book_run)
+
+
+@pytest.fixture
+def pushing(reviews, tmp_path):
+    output = tmp_path / "sentiment"
+    return output, [
+        f"--train_file={reviews / 'train.csv'}",
+        *SMALL,
+        "--max_steps=2",
+        f"--output_dir={output}",
+        "--push_to_hub",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "reason"),
+    [
+        ("hf_wrong", "mine", "the token is not valid"),
+        ("hf_reader", "mine", "may not write there"),
+        ("hf_owner", "somebody/else", "may not write there"),
+        ("hf_owner", "a name", "Repo id must"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_before_the_training(token, repo_id, reason, hub, pushing):
+    output, flags = pushing
+    line = fails(*flags, f"--hub_model_id={repo_id}", HF_TOKEN=token, HF_HUB_OFFLINE="0")
+    assert reason in line and repr(repo_id).strip("'") in line and not output.exists()
+
+
+def test_connection_that_drops_loses_nothing_and_the_same_command_uploads(hub, pushing):
+    output, flags = pushing
+    before = None
+    for dropped in ("PUT /large/", "POST .*/preupload/", "POST .*/commit/"):
+        hub.drop = dropped
+        line = fails(*flags, HF_HUB_OFFLINE="0", HF_HUB_ETAG_TIMEOUT="2")
+        assert "cannot upload to" in line and "the same command uploads it" in line, line
+        assert set(hub.files("owner/sentiment")) == {".gitattributes"}
+        held = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+        assert "train_results.json" in held and held == (before or held)
+        before = held
+    hub.drop = None
+    result = train(*flags, HF_HUB_OFFLINE="0")
+    assert "holds this run, finished: it is uploaded" in result.stdout
+    assert hub.files("owner/sentiment")["model.safetensors"] == (output / "model.safetensors").read_bytes()
+    # Another run is not taken for this one.
+    assert "holds a finished run" in fails(*flags, "--hidden_size=24", HF_HUB_OFFLINE="0")
+    assert read(output / "train_results.json")["train_samples"] == 360
+
+
+def test_server_that_is_not_there_is_said(pushing, tmp_path):
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_owner", "HF_HOME": str(tmp_path / "home")}
+    line = fails(*pushing[1], HF_HUB_OFFLINE="0", **environment)
+    assert "the connection failed" in line
+    offline = fails(*pushing[1], **environment)
+    assert "offline" in offline.lower()
