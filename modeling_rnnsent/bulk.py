@@ -106,7 +106,17 @@ def in_windows(texts: Iterable[str], size: int = WINDOW_SIZE) -> Iterator[list[s
             row += 1
             if not isinstance(text, str):
                 raise InputError(f"row {row}: a text must be a string, got {type(text).__name__} {text!r:.100}.")
+            check_unicode(text, f"row {row}")
         yield window
+
+
+def check_unicode(text: str, where: str):
+    """Raises `InputError` for a text with half a character in it, a surrogate without its partner."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where} is no valid Unicode: {text[error.start]!r} stands alone in it.") from None
 
 
 @contextmanager

@@ -109,6 +109,10 @@ def _show_errors_only():
 
 def print_predictions(model: str, texts: list[str]):
     """Prints each text's label and probability (multi-label: every label; regression: the value)."""
+    from .bulk import check_unicode
+
+    for number, text in enumerate(texts, start=1):
+        check_unicode(text, f"text {number}")
     classify = load_pipeline(model)
     every_label = classify.model.config.problem_type == "multi_label_classification"
     for text, answers in zip(texts, classify(texts, top_k=None)):

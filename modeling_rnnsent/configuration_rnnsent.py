@@ -136,6 +136,23 @@ class RNNSentConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     sampled_softmax_size: int = 0
 
+    def __post_init__(self, **kwargs):
+        for name in ("id2label", "label2id"):  # which the parent takes for granted
+            if not isinstance(getattr(self, name), dict | None):
+                raise ValueError(f"`{name}` must be a mapping, got {getattr(self, name)!r}.")
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of labels: of the entries of `id2label`."""
+        return PreTrainedConfig.num_labels.fget(self)
+
+    @num_labels.setter
+    def num_labels(self, value: int):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`num_labels` must be an integer of at least 1, got {value!r}.")
+        PreTrainedConfig.num_labels.fset(self, value)
+
     @property
     def output_size(self) -> int:
         """Size of a recurrent layer's output: `hidden_size`, or twice that where two directions are concatenated."""
@@ -155,14 +172,14 @@ class RNNSentConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self):
-        """Part of `@strict` validation: dropouts lie in [0, 1), weights in [0, 1], deviations are finite."""
+        """Part of `@strict` validation: dropouts lie in [0, 1), weights in [0, 1], deviations in [0, 1000]."""
         for name in _DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
         if not 0 <= self.ngram_weight <= 1:
             raise ValueError(f"`ngram_weight` must be at least 0 and at most 1, got {self.ngram_weight}.")
-        if not 0 <= self.initializer_range < float("inf"):
-            raise ValueError(f"`initializer_range` must be finite and not negative, got {self.initializer_range}.")
+        if not 0 <= self.initializer_range <= 1000:
+            raise ValueError(f"`initializer_range` must be at least 0 and at most 1000, got {self.initializer_range}.")
 
     def validate_combinations(self):
         """Part of `@strict` validation: fields that exclude each other are not set together."""
@@ -186,7 +203,9 @@ class RNNSentConfig(PreTrainedConfig):
                     )
 
     def validate_classifier_head(self):
-        """Part of `@strict` validation: the one-unit sigmoid head serves two classes, one label a text."""
+        """Part of `@strict` validation: there are labels; the one-unit sigmoid head serves two, one of them a text."""
+        if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(f"`id2label` must name a label for every id from 0 on, got {self.id2label}.")
         if self.classifier_head == "sigmoid" and (
             self.num_labels != 2 or self.problem_type not in (None, "single_label_classification")
         ):

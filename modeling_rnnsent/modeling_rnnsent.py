@@ -363,6 +363,7 @@ class RNNSentModel(RNNSentPreTrainedModel):
                     f"`input_ids` must be of shape (batch_size, sequence_length), got {tuple(input_ids.shape)}."
                 )
             input_ids = input_ids.long()  # a tokenizer makes floats of a batch of empty texts
+            self._check_ids(input_ids)
             if self.embeddings is None:
                 return input_ids
             inputs_embeds = self.embeddings(input_ids)
@@ -376,6 +377,17 @@ class RNNSentModel(RNNSentPreTrainedModel):
             inputs_embeds = inputs_embeds * F.dropout(kept, self.config.word_dropout)
         config = self.config
         return drop_out(inputs_embeds, config.embedding_dropout, self.training, config.variational_dropout)
+
+    def _check_ids(self, input_ids: Tensor):
+        # A GPU would have to be waited for, and a graph has no errors of its own.
+        if input_ids.device.type != "cpu" or input_ids.numel() == 0 or is_tracing(input_ids):
+            return
+        least, most = input_ids.aminmax()
+        if least < 0 or most >= self.config.vocab_size:
+            raise ValueError(
+                f"`input_ids` must be from 0 to `vocab_size` - 1 = {self.config.vocab_size - 1}, got ids from {least} "
+                f"to {most}."
+            )
 
     def read_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Ids with each text's tokens at the front, and its length (None: no text is padded)."""
