@@ -1,5 +1,6 @@
 """Texts and labels from a data set or files: read, checked, split, and turned into padded batches of ids."""
 
+import csv
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
@@ -278,13 +279,35 @@ def _read_file(path: str, flag: str, formats: dict[str, str], streaming: bool = 
     options = {"keep_default_na": False, "na_values": [""]} if formats[suffix] == "csv" else {}
     if suffix == ".tsv":
         options["sep"] = "\t"
+    if formats[suffix] == "csv":
+        _check_header(path, flag, options.get("sep", ","))
     try:
         return load_dataset(formats[suffix], data_files=str(path), split="train", streaming=streaming, **options)
     except Exception as error:
         if "no data" in str(error):  # how `datasets` says that a file has no rows
             raise InputError(f"{flag} {path!r} is empty.") from error
         cause = error.__cause__ or error.__context__ or error
-        raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
+        where = f", line {_first_undecodable_line(path)}" if isinstance(cause, UnicodeDecodeError) else ""
+        raise InputError(f"{flag} {path!r}{where} is not readable as {formats[suffix]}: {cause}") from error
+
+
+def _check_header(path: str, flag: str, separator: str):
+    """Raises `InputError` where a column stands twice: its second form would be given another name in silence."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        names = next(csv.reader(file, delimiter=separator), [])
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise InputError(f"{flag} {path!r} has more than one column {twice!r}.")
+
+
+def _first_undecodable_line(path: str) -> int:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1  # halves of a character in two lines do not occur: a line break is never part of one
 
 
 def _read_movie_reviews() -> Dataset:
@@ -327,9 +350,17 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, colum
             )
     kind = dataset.features["text"]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
+        other = next((row for row, text in enumerate(dataset["text"]) if not isinstance(text, str)), 0)
         raise InputError(
             f"the {split} data's column {arguments.text_column_name!r} must hold strings, got "
-            f"{getattr(kind, 'dtype', kind)}."
+            f"{dataset['text'][other]!r:.100} in row {other + 1}."
+        )
+    if "label" in wanted and isinstance(dataset.features["label"], datasets.Json):  # how `datasets` reads a mixture
+        first, *others = dataset["label"]
+        other = next((row for row, label in enumerate(others, start=2) if type(label) is not type(first)), 1)
+        raise InputError(
+            f"the {split} data's labels must be of one kind, integers, names, floats or lists of these: row 1 has "
+            f"{first!r:.100}, row {other} has {dataset['label'][other - 1]!r:.100}."
         )
     return dataset
 
@@ -343,6 +374,7 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
         raise InputError(f"labels must be integers, names, floats or lists of these, got {feature}.")
     if inner is not None and any(value is None for value in _flat(train["label"], inner)):
         raise InputError("the training data has a label list with a missing value in it.")
+    is_said = problem_type is not None
     if problem_type is None:
         if inner is not None:
             problem_type = "multi_label_classification"
@@ -362,6 +394,8 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
         used = {names[index] for index in set(_flat(train["label"], inner)) if 0 <= index < len(names)}
     else:
         values = sorted(set(_flat(train["label"], inner)))
+        if not is_said and inner is None:
+            _check_names(values, train["label"])
         names = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
         used = set(names)
     if problem_type == "single_label_classification" and len(used) < 2:
@@ -369,6 +403,25 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
     if not names:
         raise InputError("the training data's label lists are all empty: there is nothing to learn.")
     return Labels(problem_type, names, isinstance(kind, ClassLabel))
+
+
+def _check_names(values: list, column: Any):
+    """Raises `InputError` where some names are numbers and others are not: one of them is probably a mistake."""
+    are_numbers = {value: _is_number(value) for value in values if isinstance(value, str)}
+    if len(set(are_numbers.values())) == 2:
+        first = column[0]
+        other = next(row for row, value in enumerate(column) if are_numbers[value] != are_numbers[first])
+        raise InputError(
+            f"the training data's labels are numbers and names, {first!r} in row 1 and {column[other]!r} in row "
+            f"{other + 1}: if that is meant, say problem_type single_label_classification."
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _flat(column: Any, inner: Any) -> list:

@@ -105,6 +105,7 @@ def _has_header(name: str) -> bool:
 def _train(tokenizer, texts: Iterable[str], size: int, seed: int) -> tuple[list[int], np.ndarray]:
     """Vectors of the ids themselves: words outside the vocabulary are left out."""
     encode, unknown = WordEncoder(tokenizer), tokenizer.unk_token_id
-    rows = [[str(index) for index in row if index != unknown] for row in encode(list(texts))]
+    words = [str(index) for index in range(len(tokenizer))]  # one object a word: a text is then a list of pointers
+    rows = [[words[index] for index in row if index != unknown] for row in encode(list(texts))]
     vectors = _gensim().Word2Vec(rows, vector_size=size, seed=seed, **_SETTINGS).wv
     return [int(word) for word in vectors.index_to_key], vectors.vectors

