@@ -28,8 +28,8 @@ from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
 from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
-from modeling_rnnsent.launching import from_main_process, use_threads, warn_of_missing_processes
-from modeling_rnnsent.metrics import metrics_for, probabilities
+from modeling_rnnsent.launching import from_main_process, stop_request, use_threads, warn_of_missing_processes
+from modeling_rnnsent.metrics import fit_temperature, metrics_for, probabilities
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.publishing import publish_run
 from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
@@ -56,19 +56,14 @@ def main():
         return
     with locked(arguments.output_dir) if arguments.should_save else nullcontext():
         try:
-            train(run)
+            with stop_request.heeded(is_patient=False):
+                train(run)
         except Interrupted:
             raise
         except KeyboardInterrupt:
             checkpoints = list_checkpoints(Path(arguments.output_dir))
-            raise Interrupted(
-                "interrupted: "
-                + (
-                    f"--resume_from_checkpoint last goes on from {checkpoints[-1]}"
-                    if checkpoints
-                    else "there is no checkpoint yet"
-                )
-            ) from None
+            how = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}" if checkpoints else None
+            raise Interrupted(f"interrupted: {how or 'there is no checkpoint yet'}", stop_request.signal) from None
 
 
 def is_left_alone(run: Run) -> bool:
@@ -120,9 +115,11 @@ def train(run: Run):
     model = load_model(run, texts, tokenizer, resumes=checkpoint is not None)
     choose_metric(arguments, texts.labels, run.given)
     settings = run.settings(model.config)
-    if texts.labels is not None and model.config.ngram_order:
+    if texts.labels is not None:
         # Checkpoints are compared by what they have learned: beside good n-grams the least trained layers look best.
-        model.config.ngram_weight = 0.0
+        model.config.temperature = 1.0
+        if model.config.ngram_order:
+            model.config.ngram_weight = 0.0
     if arguments.metric_for_best_model is not None:
         settings["metric_for_best_model"] = arguments.metric_for_best_model
     if arguments.should_log:
@@ -142,8 +139,8 @@ def train(run: Run):
     if arguments.overwrite_output_dir and arguments.should_save:
         clear_output_dir(arguments)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    if texts.labels is not None and model.config.ngram_order:
-        settings["ngram_weight"] = weigh_ngrams(trainer, texts.labels.problem_type, run.model.ngram_weight)
+    if texts.labels is not None:
+        settings |= calibrate(trainer, run, texts.labels.problem_type)
     report(trainer, texts, splits, settings, result.metrics)
 
 
@@ -262,17 +259,26 @@ def describe(model, splits) -> str:
     return f"{sizes} texts; {model.config.vocab_size:,} words; {model.num_parameters():,} parameters"
 
 
-def weigh_ngrams(trainer: RNNSentTrainer, problem_type: str, weight: float | None) -> float:
-    """Gives the model's n-grams this weight, or the one with the lowest loss on the validation texts; returns it."""
-    config = trainer.model.config
-    if weight is None:
-        logits = []
-        for config.ngram_weight in (0.0, 1.0):
-            output = trainer.predict(trainer.eval_dataset)
-            logits.append(output.predictions)
-        weight = choose_weight(*logits, output.label_ids, problem_type)
-    config.ngram_weight = weight
-    return weight
+def calibrate(trainer: RNNSentTrainer, run: Run, problem_type: str) -> dict[str, float]:
+    """
+    Chooses on the validation texts what nobody chose: the n-grams' weight in the answer, then the temperature.
+
+    Returns:
+        `dict[str, float]`: what the model's config has now.
+    """
+    config, chosen = trainer.model.config, {}
+    output = trainer.predict(trainer.eval_dataset)
+    logits, labels = output.predictions, output.label_ids
+    if config.ngram_order:
+        config.ngram_weight = 1.0
+        ngram_logits, weight = trainer.predict(trainer.eval_dataset).predictions, run.model.ngram_weight
+        weight = choose_weight(logits, ngram_logits, labels, problem_type) if weight is None else weight
+        logits = logits + weight * (ngram_logits - logits)
+        chosen["ngram_weight"] = config.ngram_weight = weight
+    temperature = run.model.temperature
+    chosen["temperature"] = fit_temperature(logits, labels, problem_type) if temperature is None else temperature
+    config.temperature = chosen["temperature"]
+    return chosen
 
 
 def stopping(arguments) -> list:

@@ -76,6 +76,9 @@ class RNNSentConfig(PreTrainedConfig):
             Rows of its table, to which n-grams are hashed.
         ngram_weight (`float`, *optional*, defaults to 0.5):
             Its share of the logits: (1 - w) * recurrent + w * n-grams, in evaluation.
+        temperature (`float`, *optional*, defaults to 1.0):
+            What the classifier's logits are divided by, except in training, so that probabilities mean what they say
+            (Guo et al., 2017). `train.py` fits it on the validation split.
         initializer_range (`float`, *optional*, defaults to 1.0):
             Standard deviation of the embeddings at the start; 1.0 is `torch.nn.Embedding`'s own. Other weights start
             as in `torch.nn`.
@@ -129,6 +132,7 @@ class RNNSentConfig(PreTrainedConfig):
     ngram_order: int = 0
     ngram_buckets: int = 1 << 20
     ngram_weight: float | int = 0.5
+    temperature: float | int = 1.0
     initializer_range: float | int = 1.0
     pad_token_id: int = 0
     bos_token_id: int | None = None
@@ -178,6 +182,8 @@ class RNNSentConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
         if not 0 <= self.ngram_weight <= 1:
             raise ValueError(f"`ngram_weight` must be at least 0 and at most 1, got {self.ngram_weight}.")
+        if not 1e-3 <= self.temperature <= 1e3:
+            raise ValueError(f"`temperature` must be at least 0.001 and at most 1000, got {self.temperature}.")
         if not 0 <= self.initializer_range <= 1000:
             raise ValueError(f"`initializer_range` must be at least 0 and at most 1000, got {self.initializer_range}.")
 

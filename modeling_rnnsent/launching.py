@@ -1,7 +1,10 @@
-"""How a run was started: its processes, and the threads that each computes with."""
+"""How a run was started, its processes and the threads that each computes with; and how it is told to stop."""
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,6 +75,44 @@ def _processes_asked_for() -> int | None:
         return launch.num_processes
     except (StopIteration, psutil.Error, AttributeError, SystemExit, ValueError, TypeError):
         return None  # not started by it, or by one that this version does not know how to read
+
+
+class StopRequest:
+    """
+    Whether SIGINT (Ctrl-C) or SIGTERM have come. It is remembered: some libraries swallow the exception that a signal
+    raises within them.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self.is_patient = False
+
+    @contextmanager
+    def heeded(self, is_patient: bool) -> Iterator[None]:
+        """
+        Heeds signals: a first one while `is_patient` waits to be asked for, any other raises `KeyboardInterrupt`.
+        """
+        before_patience, self.is_patient = self.is_patient, is_patient
+        in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+        signals = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+        before = [signal.signal(number, self._take) for number in signals]
+        try:
+            yield
+        finally:
+            self.is_patient = before_patience
+            for number, handler in zip(signals, before):
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame):
+        is_first, self.signal = self.signal is None, number
+        if not (is_first and self.is_patient):
+            raise KeyboardInterrupt
+        if os.environ.get("RANK", "0") == "0":
+            # Not `print`, which the signal may have come in the middle of.
+            os.write(2, b"\nStopping with a checkpoint after this step. Once more: at once and without.\n")
+
+
+stop_request = StopRequest()
 
 
 def from_main_process(compute: Callable[[], T]) -> T:

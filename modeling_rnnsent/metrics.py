@@ -6,6 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from sklearn import metrics
 from torch.nn import functional as F
 from transformers import EvalPrediction
@@ -117,6 +118,40 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
         return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+    """
+    What logits are to be divided by for the lowest loss, 0.1 to 10 (Guo et al., "On Calibration", 2017); 1 for values.
+
+    Args:
+        logits (`np.ndarray` of shape `(texts, num_labels)`): Of texts not trained on.
+        labels (`np.ndarray`): Their labels.
+        problem_type (`str`): As in `config.problem_type`.
+    """
+    if problem_type == "regression":
+        return 1.0
+    logits = np.asarray(logits, dtype=np.float64)
+    found = minimize_scalar(
+        lambda log: mean_loss(logits / np.exp(log), labels, problem_type), bounds=(np.log(0.1), np.log(10))
+    )
+    return round(float(np.exp(found.x)), 4)
+
+
+def calibration_error(scores: np.ndarray, is_right: np.ndarray, bins: int = 15) -> float:
+    """
+    Expected calibration error: the mean distance between the confidence and the accuracy of texts of about the same
+    confidence (Naeini et al., 2015), in bins of equal width.
+
+    Args:
+        scores (`np.ndarray` of shape `(texts,)`): Probability of the answer to each text.
+        is_right (`np.ndarray` of shape `(texts,)`): Whether it is the right one.
+        bins (`int`, *optional*, defaults to 15): How many bins.
+    """
+    place = np.clip((np.asarray(scores) * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    gaps = np.bincount(place, weights=np.asarray(scores) - np.asarray(is_right), minlength=bins)
+    return float(np.abs(gaps).sum() / max(1, counts.sum()))
 
 
 def mean_loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:

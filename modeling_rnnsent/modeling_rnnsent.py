@@ -503,6 +503,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)
             logits = torch.lerp(logits, ngram_logits.to(logits.dtype), self.config.ngram_weight)
             final_state = (*final_state, *past) if use_cache else None
+        if not self.training and self.config.problem_type != "regression" and self.config.temperature != 1:
+            logits = logits / self.config.temperature
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)

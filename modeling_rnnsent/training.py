@@ -1,9 +1,6 @@
 """`transformers.Trainer` for RNNSent models: batches by length, checkpoints that are whole or absent."""
 
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +18,7 @@ from .arguments import RNNSentTrainingArguments
 from .checkpoints import UNFINISHED, finish_checkpoint, list_checkpoints, remove_checkpoint, remove_checkpoints
 from .data import Labels
 from .errors import InputError, Interrupted
+from .launching import stop_request
 from .metrics import mean_loss
 from .objectives import Objectives, unlabeled_batches, watched
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
@@ -75,7 +73,6 @@ class RNNSentTrainer(Trainer):
     """
 
     _lazy_embedding: lazy_embedding | None = None
-    _stop_signal: int | None = None
     _is_stopping = False
     _is_writing_checkpoint = False
     train_sampler: Sampler | None = None
@@ -158,37 +155,16 @@ class RNNSentTrainer(Trainer):
             Interrupted: after SIGINT or SIGTERM, with the last checkpoint's path.
         """
         try:
-            with self._stopping_on_signals():
+            with stop_request.heeded(is_patient=True):
                 return super().train(*args, **kwargs)
         finally:
             if self._lazy_embedding is not None:
                 self._lazy_embedding.remove()
 
-    @contextmanager
-    def _stopping_on_signals(self):
-        if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
-            yield
-            return
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self._ask_to_stop) for number in signals]
-        try:
-            yield
-        finally:
-            for number, handler in zip(signals, before):
-                signal.signal(number, handler)
-
-    def _ask_to_stop(self, number: int, frame):
-        if self._stop_signal is not None:  # asked twice: at once
-            raise Interrupted("interrupted", number)
-        self._stop_signal = number
-        if self.is_world_process_zero():
-            # Not `print`, which the signal may have come in the middle of.
-            os.write(2, b"\nStopping with a checkpoint after this step. Once more: at once and without.\n")
-
     def agree_to_stop(self) -> bool:
         """Whether this process or another was told to stop; to be asked by all at the same step."""
         if not self._is_stopping:
-            asked = torch.tensor(float(self._stop_signal is not None), device=self.args.device)
+            asked = torch.tensor(float(stop_request.signal is not None), device=self.args.device)
             self._is_stopping = bool(self.accelerator.reduce(asked, "sum") > 0)
         return self._is_stopping
 
@@ -286,7 +262,7 @@ class RNNSentTrainer(Trainer):
             raise Interrupted(
                 f"interrupted: {place} is saved, and the same command with --resume_from_checkpoint last goes on from "
                 "it",
-                self._stop_signal,
+                stop_request.signal,
             )
 
     def _finalize_training(self, trial, *args):

@@ -1,0 +1,196 @@
+"""Text classified while it arrives, in memory that does not grow with it."""
+
+import json
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .data import pad
+from .errors import InputError, loading
+from .metrics import probabilities
+from .modeling_rnnsent import RNNSentForSequenceClassification
+from .tokenization import HTML_TAG, WordEncoder
+
+# The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
+_TAG = re.compile(HTML_TAG)
+_OPEN_TAG = re.compile(r"<(?:[/!]?[A-Za-z][^<>]*|[/!]?)\Z")
+
+
+class StreamingClassifier:
+    """
+    Many texts read at the same time, each in pieces as they come; the answer is always that to the words so far.
+
+    What comes after a text's last white space (or within an open HTML tag) waits for what follows it, since a word may
+    go on. So the answers do not depend on where the pieces were cut, and [`finish`] gives that to the whole text.
+
+    Args:
+        model ([`RNNSentForSequenceClassification`]): A trained model of one direction.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's own, made by `build_tokenizer`.
+
+    Raises:
+        ValueError: for a bidirectional model, or another kind of tokenizer.
+
+    Example:
+
+    ```python
+    >>> from modeling_rnnsent.streaming import StreamingClassifier
+
+    >>> streams = StreamingClassifier.from_pretrained("runs/book")
+    >>> streams.feed({"caller 1": "I have been wai", "caller 2": "Thank you, "})
+    >>> streams.feed({"caller 1": "ting for an hour."})
+    {'caller 1': {'label': '0', 'score': 0.71}}
+    >>> streams.finish("caller 1")
+    {'label': '0', 'score': 0.74}
+    ```
+    """
+
+    def __init__(self, model: RNNSentForSequenceClassification, tokenizer: PreTrainedTokenizerBase):
+        if model.config.bidirectional:
+            raise ValueError(
+                "StreamingClassifier needs a model with `bidirectional=False`, got True: its backward direction starts "
+                "at a text's end, which has not come yet."
+            )
+        self.encode = WordEncoder(tokenizer)
+        if not self.encode.is_ours:
+            raise ValueError(
+                "StreamingClassifier needs a tokenizer of `build_tokenizer`, whose words end at white space."
+            )
+        self.model, self.config = model.eval(), model.config
+        self._states: dict[str, tuple[Tensor, ...]] = {}
+        self._waiting: dict[str, str] = {}
+        # Of a text of no words: what every text starts from.
+        self._start, self._start_logits = self._read([np.empty(0, dtype=np.int64)], None)
+        self._logits: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "StreamingClassifier":
+        """A classifier with the model of a directory or Hub id."""
+        from .scoring import OnnxScorer, load_scorer
+
+        scorer = load_scorer(name)
+        if isinstance(scorer, OnnxScorer):
+            raise InputError(
+                f"{name!r} holds an exported model, which carries no state: name the model it was made of."
+            )
+        return cls(scorer.model, scorer.tokenizer)
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the texts that are being read."""
+        return list(self._waiting)
+
+    def feed(self, pieces: Mapping[str, str]) -> dict[str, dict]:
+        """
+        Reads on in some texts; a name that is new begins one.
+
+        Args:
+            pieces (`Mapping[str, str]`): What has come, by the text's name.
+
+        Returns:
+            `dict[str, dict]`: for each the `label` and `score` of the words so far; every label's score for
+            multi-label, the value for regression (`{"label": name, "score": value}`).
+        """
+        for name, piece in pieces.items():
+            if not isinstance(name, str) or not isinstance(piece, str):
+                raise ValueError(f"`feed` takes names and pieces of text, got {name!r:.100}: {piece!r:.100}.")
+        ready = {}
+        for name, piece in pieces.items():
+            text = self._waiting.get(name, "") + piece
+            end = _safe_end(text)
+            ready[name], self._waiting[name] = text[:end], text[end:]
+        self._advance(ready)
+        return {name: self._answer(name) for name in pieces}
+
+    def finish(self, name: str) -> dict:
+        """The answer to a whole text, which is over and forgotten then."""
+        self._check(name)
+        self._advance({name: self._waiting[name]})
+        answer = self._answer(name)
+        for store in (self._waiting, self._states, self._logits):
+            store.pop(name, None)
+        return answer
+
+    def save(self, path: str):
+        """Writes every text's state, and what waits, into a safetensors file, to be taken up by [`load`]."""
+        tensors, names = {}, self.streams
+        for index, name in enumerate(names):
+            for place, part in enumerate(self._states.get(name, self._start)):
+                tensors[f"{index}.{place}"] = part.contiguous()
+        waiting = [[name, self._waiting[name]] for name in names]
+        save_file(tensors, path, metadata={"streams": json.dumps(waiting), "model": self._model_id()})
+
+    def load(self, path: str):
+        """
+        Takes up the texts of a file that [`save`] wrote, beside those that are being read.
+
+        Raises:
+            InputError: where the file cannot be read, or was written with another model.
+        """
+        with loading("streams", path), safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("model") != self._model_id():
+                raise InputError(f"the streams {path!r} were written with another model.")
+            for index, (name, waiting) in enumerate(json.loads(metadata["streams"])):
+                self._states[name] = tuple(file.get_tensor(f"{index}.{place}") for place in range(len(self._start)))
+                self._waiting[name] = waiting
+                self._advance({name: ""})
+
+    def _model_id(self) -> str:
+        """Tells models apart: their shape, and the sum of each weight."""
+        sums = [float(parameter.double().sum()) for parameter in self.model.parameters()]
+        return json.dumps([self.config.cell_type, self.config.hidden_size, sums])
+
+    def _check(self, name: str):
+        if name not in self._waiting:
+            raise ValueError(f"there is no stream {name!r}, only {self.streams}.")
+
+    def _advance(self, texts: dict[str, str]):
+        """Reads words; every text's in one batch."""
+        rows = dict(zip(texts, self.encode(list(texts.values()))))
+        names = [name for name in texts if len(rows[name]) or name not in self._logits]
+        if not names:
+            return
+        states = [self._states.get(name, self._start) for name in names]
+        state = tuple(torch.cat(parts, dim=self._batch_dim(place)) for place, parts in enumerate(zip(*states)))
+        state, logits = self._read([rows[name] for name in names], state)
+        for index, name in enumerate(names):
+            self._states[name] = tuple(
+                part.narrow(self._batch_dim(place), index, 1).clone() for place, part in enumerate(state)
+            )
+            self._logits[name] = logits[index]
+
+    def _batch_dim(self, place: int) -> int:
+        """Which dimension of a part of the state counts texts: the second of the recurrent layers' parts."""
+        return 1 if place < self.model.rnnsent.num_recurrent_states else 0
+
+    @torch.inference_mode()
+    def _read(self, rows: list[np.ndarray], state: tuple[Tensor, ...] | None) -> tuple[tuple[Tensor, ...], np.ndarray]:
+        input_ids, attention_mask = (
+            torch.from_numpy(part).to(self.model.device) for part in pad(rows, self.config.pad_token_id)
+        )
+        output = self.model(input_ids, attention_mask=attention_mask, state=state, use_cache=True)
+        return output.state, output.logits.float().cpu().numpy()
+
+    def _answer(self, name: str) -> dict:
+        names = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        (row,) = probabilities(self._logits[name][None], self.config.problem_type or "single_label_classification")
+        if self.config.problem_type == "multi_label_classification":
+            return dict(zip(names, map(float, row)))
+        best = int(np.argmax(row)) if np.ndim(row) else 0
+        return {"label": names[best], "score": float(np.atleast_1d(row)[best])}
+
+
+def _safe_end(text: str) -> int:
+    """Up to where a text's words are sure, whatever comes after it: its last white space, tags included."""
+    tag = _OPEN_TAG.search(text)
+    end = tag.start() if tag else len(text)
+    spaced = _TAG.sub(lambda found: " " * len(found[0]), text[:end])
+    while end > 0 and not spaced[end - 1].isspace():
+        end -= 1
+    return end

@@ -1,0 +1,86 @@
+"""Explanations against what they must add up to, and against the model on the changed texts themselves."""
+
+import numpy as np
+import pytest
+import torch
+from test_bulk import TOKENIZER, make_model
+from transformers import TextClassificationPipeline
+
+from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.explaining import Explainer
+
+TEXT = "A great film<br />and NOT a dull plot :-) é unseen"
+MODELS = [
+    {"pooling": "max_mean", "bidirectional": True},
+    {"pooling": "last", "cell_type": "gru"},
+    {"pooling": "mean", "ngram_order": 3, "ngram_buckets": 4096, "ngram_weight": 0.3},
+    {"pooling": "max_mean", "bidirectional": True, "ngram_order": 2, "ngram_buckets": 4096, "ngram_weight": 1.0},
+    {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}, "ngram_order": 2},
+    {"problem_type": "multi_label_classification", "cell_type": "rnn"},
+    {"input_encoding": "one_hot", "pooling": "mean"},
+]
+
+
+@pytest.fixture(params=MODELS, ids=lambda settings: "-".join(map(str, settings.values()))[:40])
+def explainer(request, tmp_path):
+    model = make_model(tmp_path, **request.param)
+    if model.ngrams is not None:
+        model.ngrams.scores.normal_()
+        model.ngrams.bias.normal_()
+    return Explainer(model, TOKENIZER)
+
+
+def margin(logits, target, problem_type):
+    if problem_type == "multi_label_classification":
+        return float(logits[target])
+    others = [value for index, value in enumerate(logits) if index != target]
+    return float(logits[target]) - float(sum(others)) / len(others)
+
+
+def test_contributions_add_up_to_the_score(explainer):
+    model, config = explainer.model, explainer.model.config
+    explanation = explainer(TEXT)
+    assert explanation.words == ["A", "great", "film", "and", "NOT", "a", "dull", "plot", ":-)", "é", "unseen"]
+    target = config.label2id[explanation.label]
+    ids = torch.tensor([TOKENIZER(TEXT)["input_ids"]])
+    with torch.no_grad():
+        whole = margin(model(ids).logits[0], target, config.problem_type)
+        # A text of as many words whose embeddings are zero and that have no n-grams.
+        pooled = model.rnnsent(inputs_embeds=torch.zeros(1, ids.shape[1], model.rnnsent.recurrence.input_size))
+        nothing = model.classifier(pooled.pooler_output)[0]
+        if model.ngrams is not None:
+            bias = model.ngrams.bias
+            bias = torch.nn.functional.pad(bias, (1, 0)) if model.ngrams.is_binary else bias
+            nothing = torch.lerp(nothing, bias, config.ngram_weight)
+    assert explanation.contributions.sum() == pytest.approx(
+        whole - margin(nothing, target, config.problem_type), abs=2e-3
+    )
+
+
+def test_scores_without_a_word_and_after_every_word_are_the_models(explainer):
+    classify = TextClassificationPipeline(model=explainer.model, tokenizer=TOKENIZER, top_k=None)
+
+    def score(words, label):
+        return next(answer["score"] for answer in classify([" ".join(words)])[0] if answer["label"] == label)
+
+    explanation = explainer(TEXT, contributions=False, changes=True, reading=True)
+    words, label = explanation.words, explanation.label
+    assert explanation.contributions is None and explanation.score == pytest.approx(score(words, label), abs=1e-6)
+    for place in range(len(words)):
+        without = score(words[:place] + words[place + 1 :], label)
+        assert explanation.changes[place] == pytest.approx(explanation.score - without, abs=1e-5)
+        assert explanation.reading[place] == pytest.approx(score(words[: place + 1], label), abs=1e-5)
+
+
+def test_label_to_explain_and_a_text_of_no_words(explainer):
+    names = list(explainer.config.label2id)
+    scores = [explainer(TEXT, label=name).score for name in names]
+    if explainer.config.problem_type != "multi_label_classification":
+        assert sum(scores) == pytest.approx(1, abs=1e-5)
+    if len(names) == 2 and explainer.config.problem_type is None:
+        first, second = (explainer(TEXT, label=name).contributions for name in names)
+        np.testing.assert_allclose(first, -second, atol=1e-4)
+    with pytest.raises(InputError, match="no label 'perhaps', only"):
+        explainer(TEXT, label="perhaps")
+    empty = explainer("!?", changes=True, reading=True)
+    assert empty.words == [] and len(empty.contributions) == len(empty.changes) == len(empty.reading) == 0

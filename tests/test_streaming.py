@@ -1,0 +1,94 @@
+"""Texts read as they arrive, against the same texts read at once by the stock pipeline."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_bulk import TOKENIZER, make_model
+from transformers import TextClassificationPipeline
+
+from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.streaming import StreamingClassifier
+
+CELLS = [
+    {"cell_type": "lstm", "pooling": "last"},
+    {"cell_type": "gru", "pooling": "max_mean", "num_hidden_layers": 2},
+    {"cell_type": "rnn", "pooling": "attention", "ngram_order": 3, "ngram_buckets": 64, "ngram_weight": 0.5},
+    {"problem_type": "multi_label_classification", "pooling": "mean"},
+    {"problem_type": "regression", "num_labels": 1, "id2label": {0: "value"}, "label2id": {"value": 0}},
+]
+PIECES = ["good ", "bad", " film", " <br />", "<a b", "ad c>", ":", "-)", "it's", "\n", "<", ">", "!", "Σ", "é ", "火"]
+
+
+@pytest.fixture(scope="module", params=CELLS, ids=lambda cell: "-".join(map(str, cell.values())))
+def classify(request, tmp_path_factory):
+    model = make_model(tmp_path_factory.mktemp("model"), **request.param)
+    if model.ngrams is not None:
+        model.ngrams.scores.normal_()
+    return TextClassificationPipeline(model=model, tokenizer=TOKENIZER, top_k=None)
+
+
+def expected(classify, text):
+    answers = classify([text])[0]
+    if classify.model.config.problem_type == "multi_label_classification":
+        return pytest.approx({answer["label"]: answer["score"] for answer in answers}, abs=1e-5)
+    return {"label": answers[0]["label"], "score": pytest.approx(answers[0]["score"], abs=1e-5)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces=st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12))
+def test_a_text_in_any_pieces_gives_what_it_gives_whole(classify, pieces):
+    pieces = [piece.encode("utf-8", "ignore").decode() for piece in pieces]
+    streams = StreamingClassifier(classify.model, TOKENIZER)
+    streams.feed({"a": ""})
+    for piece in pieces:
+        streams.feed({"a": piece})
+    assert streams.finish("a") == expected(classify, "".join(pieces))
+    assert streams.streams == []
+
+
+def test_many_streams_beside_each_other_and_saved_between(classify, tmp_path):
+    generator = random.Random(0)
+    words = ["good ", "bad ", "dull ", "film ", "<br />", ":-) ", "great"]
+    texts = {f"text {index}": "".join(generator.choices(words, k=index * 3)) for index in range(7)}
+    streams, rest = StreamingClassifier(classify.model, TOKENIZER), dict(texts)
+    while any(rest.values()):
+        pieces = {}
+        for name in generator.sample(sorted(rest), 4):
+            length = generator.randint(0, 9)
+            pieces[name], rest[name] = rest[name][:length], rest[name][length:]
+        assert set(streams.feed(pieces)) == set(pieces)
+        streams.save(str(tmp_path / "streams.safetensors"))
+        streams = StreamingClassifier(classify.model, TOKENIZER)  # as after a restart
+        streams.load(str(tmp_path / "streams.safetensors"))
+    for name, text in texts.items():
+        answer = streams.finish(name) if name in streams.streams else expected(classify, "")
+        assert answer == expected(classify, text)
+
+
+def test_the_answer_is_always_that_to_the_words_so_far(classify):
+    streams = StreamingClassifier(classify.model, TOKENIZER)
+    assert streams.feed({"a": ""})["a"] == expected(classify, "")
+    assert streams.feed({"a": "a good fi"})["a"] == expected(classify, "a good")
+    assert streams.feed({"a": "lm <br"})["a"] == expected(classify, "a good film")
+    assert streams.feed({"a": " /> great"})["a"] == expected(classify, "a good film")
+    assert streams.finish("a") == expected(classify, "a good film great")
+
+
+def test_what_cannot_be_streamed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="bidirectional=False.*backward direction starts at a text's end"):
+        StreamingClassifier(make_model(tmp_path, bidirectional=True), TOKENIZER)
+    streams = StreamingClassifier(make_model(tmp_path), TOKENIZER)
+    with pytest.raises(ValueError, match="there is no stream 'b'"):
+        streams.finish("b")
+    with pytest.raises(ValueError, match="got 'a': None"):
+        streams.feed({"a": None})
+    streams.feed({"a": "good "})
+    streams.save(str(tmp_path / "s.safetensors"))
+    other = StreamingClassifier(make_model(tmp_path, cell_type="gru"), TOKENIZER)
+    with pytest.raises(InputError, match="written with another model"):
+        other.load(str(tmp_path / "s.safetensors"))
+    (tmp_path / "broken").write_bytes(b"none")
+    with pytest.raises(InputError, match="cannot load the streams"):
+        streams.load(str(tmp_path / "broken"))
