@@ -28,11 +28,12 @@ from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
 from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
+from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.launching import from_main_process, stop_request, use_threads, warn_of_missing_processes
 from modeling_rnnsent.metrics import fit_temperature, metrics_for, probabilities
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.publishing import publish_run
-from modeling_rnnsent.reports import Predictions, write_model_card, write_pictures
+from modeling_rnnsent.reports import Predictions, find_mistakes, show_mistakes, write_model_card, write_pictures
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, choose_metric
@@ -312,11 +313,14 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
     trainer.save_final_model()
     if trainer.is_world_process_zero():
         pictures = write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
+        mistakes = []
+        if texts.labels is not None and texts.labels.problem_type == "single_label_classification":
+            mistakes = find_and_show_mistakes(trainer, texts, splits, predictions)
         recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
         (folder / "recipe.yaml").write_text(written_by + recipe, encoding="utf-8")
         sizes = {name: len(rows) for name, rows in splits.items()}
-        write_model_card(folder, trainer.model, settings, recipe, results, sizes, pictures)
+        write_model_card(folder, trainer.model, settings, recipe, results, sizes, pictures, mistakes)
     # Last, since its presence says that the run is finished.
     trainer.save_metrics("train", {**train_metrics, "train_samples": len(splits["train"])}, combined=False)
     if trainer.args.push_to_hub:
@@ -327,6 +331,15 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
             print(f"A classifier starts from it with --model_name_or_path {trainer.args.output_dir}")
         else:
             show_examples(trainer)
+
+
+def find_and_show_mistakes(trainer: RNNSentTrainer, texts: LabeledTexts, splits, predictions) -> list[str]:
+    """The most confident wrong answers to the last split measured, as lines of the model card."""
+    split = "test" if "test" in splits else "validation"
+    rows = find_mistakes(predictions)
+    names = [texts.labels.names[predictions.labels[row]] for row in rows]
+    shown = [texts.splits[split][int(splits[split][int(row)]["row"])]["text"] for row in rows]
+    return show_mistakes(Explainer(trainer.model, trainer.processing_class), shown, names)
 
 
 def show_examples(trainer: RNNSentTrainer):

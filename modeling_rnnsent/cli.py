@@ -1,90 +1,139 @@
-"""The console script `rnnsent`."""
+"""
+The console script `rnnsent`: one program with a command for each thing to do with a trained model.
+
+Status 0 says that all went well, 1 that an input cannot be used (one line on standard error names it), 2 that the
+command line is wrong, 130 that it was interrupted.
+"""
 
 import argparse
 import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
 
 from .errors import InputError, one_line_errors
 
+MODEL = "directory or Hub id of a trained model, or directory of an exported one"
+INPUT = ".csv, .tsv, .json, .jsonl or .parquet file, or a data set's name or folder"
+
 
 def main(argv: list[str] | None = None):
-    """Runs `rnnsent COMMAND ...`; status 1 says that an input cannot be used, 2 that the command line is wrong."""
-    parser = argparse.ArgumentParser(prog="rnnsent", description="Recurrent text classification.")
+    """Runs `rnnsent COMMAND ...`."""
+    parser = argparse.ArgumentParser(
+        prog="rnnsent", description="Recurrent text classification.", epilog="rnnsent COMMAND --help shows an example."
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_predict(commands)
-    _add_evaluate(commands)
-    _add_export(commands)
+    for add in (_add_predict, _add_explain, _add_evaluate, _add_compare, _add_export):
+        add(commands)
     arguments = parser.parse_args(argv)
     with one_line_errors():
         arguments.run(arguments)
 
 
-def _add_predict(commands):
+def _add(commands, name: str, run, help: str, description: str, example: str) -> argparse.ArgumentParser:
     command = commands.add_parser(
-        "predict",
-        help="classify texts with a trained model",
-        description="Prints one line a text: label, probability and the text, separated by tabs. With --input, "
-        "classifies a file or data set of any size into --output instead.",
-        epilog='examples: rnnsent predict runs/default "What a film!" "I fell asleep."\n'
-        "          rnnsent predict runs/default --input reviews.csv --output labels.jsonl",
+        name,
+        help=help,
+        description=description,
+        epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model, or an exported one")
-    command.add_argument("texts", metavar="TEXT", nargs="*", help="text to classify")
-    command.add_argument(
-        "--input",
-        help="a .txt (one text a line), .csv, .tsv, .json, .jsonl or .parquet file, or a data set's name or folder",
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_predict(commands):
+    command = _add(
+        commands,
+        "predict",
+        predict,
+        "classify texts with a trained model",
+        "Prints one line a text: label, probability and the text, separated by tabs. Without TEXT, reads one text a\n"
+        "line from standard input. With --input, classifies a file or data set of any size into --output.",
+        'rnnsent predict runs/default "What a film!" "I fell asleep."\n'
+        "         cat reviews.txt | rnnsent predict runs/default --json | head\n"
+        "         rnnsent predict runs/default --input reviews.csv --output labels.jsonl",
     )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("texts", metavar="TEXT", nargs="*", help="text to classify")
+    command.add_argument("--json", action="store_true", help="print one JSON object a line")
+    command.add_argument("--input", help=f"a .txt (one text a line), {INPUT}")
     command.add_argument("--output", help="file to write, .jsonl or .csv, in the order of the input")
     command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
     command.add_argument("--split", help="split of a data set (default: test)")
     command.add_argument("--overwrite", action="store_true", help="replace the output instead of going on with it")
     command.add_argument("--num_threads", type=int, help="CPU cores of a process (default: all)")
-    command.set_defaults(run=predict)
+
+
+def _add_explain(commands):
+    command = _add(
+        commands,
+        "explain",
+        explain,
+        "show which words moved an answer",
+        "Prints the answer and what every word contributed to it (integrated gradients, in log-odds), in colours on a\n"
+        "terminal. Without TEXT, reads one text a line from standard input.",
+        'rnnsent explain runs/default "A dull film with a great ending." --leave_one_out --reading',
+    )
+    command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model")
+    command.add_argument("texts", metavar="TEXT", nargs="*", help="text to explain the answer to")
+    command.add_argument("--label", help="label to explain (default: the answer)")
+    command.add_argument("--leave_one_out", action="store_true", help="add what the answer loses without each word")
+    command.add_argument("--reading", action="store_true", help="add the answer after every word")
+    command.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def _add_evaluate(commands):
-    command = commands.add_parser(
+    command = _add(
+        commands,
         "evaluate",
-        help="measure trained models on labelled texts, alone and together",
-        description="Prints the metrics of every model and, of several, those of the mean of their probabilities.",
-        epilog="example: rnnsent evaluate runs/seed1 runs/seed2 runs/seed3 --input reviews.csv",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        evaluate,
+        "measure trained models on labelled texts, alone and together",
+        "Prints the metrics of every model and, of several, those of the mean of their probabilities.",
+        "rnnsent evaluate runs/seed1 runs/seed2 runs/seed3 --input reviews.csv",
     )
-    command.add_argument(
-        "models", metavar="MODEL", nargs="+", help="directory or Hub id of a trained or exported model"
-    )
-    command.add_argument(
-        "--input",
-        required=True,
-        help="a .csv, .tsv, .json, .jsonl or .parquet file, or a data set's name or folder",
-    )
+    command.add_argument("models", metavar="MODEL", nargs="+", help=MODEL)
+    command.add_argument("--input", required=True, help=f"a {INPUT}")
     command.add_argument("--split", help="split of a data set (default: test)")
     command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
     command.add_argument("--label_column_name", default="label", help="column that holds the label (default: label)")
-    command.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
-    command.set_defaults(run=evaluate)
+    command.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def _add_compare(commands):
+    command = _add(
+        commands,
+        "compare",
+        compare,
+        "compare finished runs in one table and one picture",
+        "Prints what the runs' directories say of their results, and the settings in which they differ.",
+        "rnnsent compare runs/book runs/default --picture comparison.png",
+    )
+    command.add_argument("runs", metavar="RUN", nargs="+", help="directory that train.py wrote")
+    command.add_argument("--picture", help="file to draw the comparison into, .png, .svg or .pdf")
+    command.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def _add_export(commands):
-    command = commands.add_parser(
+    command = _add(
+        commands,
         "export",
-        help="export a trained model to ONNX",
-        description="Writes the model as ONNX with its tokenizer and labels, and checks it against the original.",
-        epilog="example: rnnsent export runs/default runs/default-onnx",
+        export,
+        "export a trained model to ONNX",
+        "Writes the model as ONNX with its tokenizer and labels, and checks it against the original.",
+        "rnnsent export runs/default runs/default-onnx",
     )
     command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model")
     command.add_argument("output", metavar="DIRECTORY", help="directory to write")
     command.add_argument("--int8", action="store_true", help="quantize the weights: smaller, a little less exact")
-    command.set_defaults(run=export)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def predict(arguments: argparse.Namespace):
     """Prints each text's label and probability, or writes those of a whole file or data set."""
     _show_errors_only()
     if arguments.input is None:
-        if not arguments.texts:
-            raise InputError("give texts to classify, or a file or data set with --input.")
-        return print_predictions(arguments.model, arguments.texts)
+        return print_predictions(arguments.model, _texts(arguments), arguments.json, arguments.num_threads)
     if arguments.texts or arguments.output is None:
         raise InputError("--input goes with --output and without texts.")
     from .predicting import predict_to_file
@@ -100,6 +149,38 @@ def predict(arguments: argparse.Namespace):
         print(f"{number:,} texts classified: {arguments.output}")
 
 
+def _texts(arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """Lists of texts: those on the command line, or the lines of standard input as they come."""
+    from .bulk import check_unicode
+
+    if arguments.texts:
+        for number, text in enumerate(arguments.texts, start=1):
+            check_unicode(text, f"text {number}")
+        return iter([arguments.texts])
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("give texts, or one a line on standard input.")
+    return _lines(sys.stdin.fileno())
+
+
+def _lines(descriptor: int) -> Iterator[list[str]]:
+    """The lines that have come, in lists: of a file many at a time, of a slow pipe each at once."""
+    rest, number = b"", 0
+    while chunk := os.read(descriptor, 1 << 20):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if lines:
+            yield [_decode(line, number + index) for index, line in enumerate(lines, start=1)]
+            number += len(lines)
+    if rest:
+        yield [_decode(rest, number + 1)]
+
+
+def _decode(line: bytes, number: int) -> str:
+    try:
+        return line.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"line {number} of standard input is not UTF-8: {error.reason}.") from None
+
+
 def _show_errors_only():
     from transformers.utils import logging
 
@@ -107,17 +188,48 @@ def _show_errors_only():
     logging.disable_progress_bar()
 
 
-def print_predictions(model: str, texts: list[str]):
+def print_predictions(model: str, windows: Iterable[list[str]], as_json: bool = False, num_threads: int | None = None):
     """Prints each text's label and probability (multi-label: every label; regression: the value)."""
-    from .bulk import check_unicode
+    from .bulk import BulkClassifier
+    from .scoring import load_scorer
 
-    for number, text in enumerate(texts, start=1):
-        check_unicode(text, f"text {number}")
-    classify = load_pipeline(model)
-    every_label = classify.model.config.problem_type == "multi_label_classification"
-    for text, answers in zip(texts, classify(texts, top_k=None)):
-        shown = answers if every_label else answers[:1]
-        print(*(f"{answer['label']}\t{answer['score']:.4f}" for answer in shown), text, sep="\t")
+    scorer = load_scorer(model)
+    names = [scorer.config.id2label[index] for index in range(scorer.config.num_labels)]
+    kind = scorer.config.problem_type
+    classify = BulkClassifier(scorer, num_threads)
+    for texts in windows:  # one list after the other: an answer is not to wait for the next list
+        for text, row in zip(texts, classify(texts)):
+            scores = {name: round(float(value), 6) for name, value in zip(names, row.reshape(-1))}
+            if kind == "multi_label_classification":
+                answer, shown = {"labels": scores}, scores
+            else:
+                best = max(scores, key=scores.__getitem__)
+                shown = {best: scores[best]}
+                answer = {"label": best, "score": scores[best]}
+            if as_json:
+                print(json.dumps({**answer, "text": text}, ensure_ascii=False))
+            else:
+                print(*(f"{label}\t{score:.4f}" for label, score in shown.items()), text, sep="\t")
+        sys.stdout.flush()
+
+
+def explain(arguments: argparse.Namespace):
+    """Prints what every word contributed to the answer."""
+    from .explaining import Explainer
+    from .showing import as_json, in_colours, in_columns
+
+    _show_errors_only()
+    explainer = Explainer.from_pretrained(arguments.model)
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for texts in _texts(arguments):
+        for text in texts:
+            explanation = explainer(text, arguments.label, changes=arguments.leave_one_out, reading=arguments.reading)
+            if arguments.json:
+                print(as_json(explanation))
+            else:
+                print(in_colours(explanation) if colours else f"{explanation.label}\t{explanation.score:.4f}\t{text}")
+                print(in_columns(explanation), end="\n\n")
+        sys.stdout.flush()
 
 
 def evaluate(arguments: argparse.Namespace):
@@ -130,15 +242,47 @@ def evaluate(arguments: argparse.Namespace):
         arguments.input,
         **{name: getattr(arguments, name) for name in ("split", "text_column_name", "label_column_name")},
     )
+    _print_rows([{"model": name, **metrics} for name, metrics in results.items()], arguments.json)
+
+
+def compare(arguments: argparse.Namespace):
+    """Prints the results of runs beside each other."""
+    from .comparing import compare_runs, draw_comparison
+
+    rows = compare_runs(arguments.runs)
     if arguments.json:
-        for name, metrics in results.items():
-            print(json.dumps({"model": name, **metrics}))
+        _print_rows(rows, as_json=True)
+    else:
+        _print_rows([{name: value for name, value in row.items() if name != "settings"} for row in rows], as_json=False)
+        settings = [
+            {"setting": name, **{row["run"]: _cell(row["settings"][name]) for row in rows}}
+            for name in rows[0]["settings"]
+        ]
+        if settings:
+            print()
+            _print_rows(settings, as_json=False)
+    if arguments.picture:
+        draw_comparison(rows, arguments.picture)
+
+
+def _print_rows(rows: list[dict], as_json: bool):
+    """Rows as JSON lines, or as a table whose columns are the keys of all of them."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
         return
-    columns = list(next(iter(results.values())))
-    width = max(map(len, results))
-    print(" " * width, *(f"{column:>9}" for column in columns))
-    for name, metrics in results.items():
-        print(f"{name:{width}}", *(f"{metrics[column]:9.4f}" for column in columns))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    for line in cells:
+        aligned = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
+        print(line[0].ljust(widths[0]), *aligned, sep="  ")
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
 def export(arguments: argparse.Namespace):
@@ -147,34 +291,13 @@ def export(arguments: argparse.Namespace):
 
     _show_errors_only()
     result = export_model(arguments.model, arguments.output, arguments.int8)
+    if arguments.json:
+        print(json.dumps({"directory": arguments.output, **result}))
+        return
     print(
         f"{arguments.output}: {result['megabytes']:.1f} MB, logits within {result['largest_difference']:.1g} of the "
         "model's"
     )
-
-
-def load_pipeline(model: str):
-    """
-    The text-classification pipeline of a trained or exported model.
-
-    Args:
-        model (`str`): Directory or Hub id.
-
-    Returns:
-        [`~transformers.TextClassificationPipeline`]
-
-    Raises:
-        InputError: where it is not a model of this package, or is not whole.
-    """
-    from transformers import TextClassificationPipeline
-
-    from .exporting import exported_pipeline
-    from .scoring import OnnxScorer, load_scorer
-
-    scorer = load_scorer(model)
-    if isinstance(scorer, OnnxScorer):
-        return exported_pipeline(model)
-    return TextClassificationPipeline(model=scorer.model, tokenizer=scorer.tokenizer)
 
 
 if __name__ == "__main__":

@@ -566,7 +566,7 @@ def tokenize(
 
     Returns:
         `DatasetDict`: columns `input_ids`, `length` and, where there are any, `labels`. Validation and test rows go by
-        falling length, so that batches hold texts of about the same length.
+        falling length, so that batches hold texts of about the same length; `row` is their place in the split.
 
     Raises:
         InputError: where a number is below 1.
@@ -603,7 +603,8 @@ def tokenize(
         if "label" in rows.column_names:
             rows = rows.rename_column("label", "labels")
         if name in ("validation", "test"):
-            rows = rows.select(np.argsort(-np.array(rows["length"]), kind="stable"))
+            order = np.argsort(-np.array(rows["length"]), kind="stable")
+            rows = rows.select(order).add_column("row", order)  # where each text stands in its split
         tokenized[name] = rows
     return DatasetDict(tokenized)
 

@@ -1,5 +1,6 @@
 """What goes wrong because of what was given: one clear line and a non-zero exit instead of a traceback."""
 
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ def one_line_errors():
     """Ends the program with `error: ...` on standard error and status 1 for errors that the input explains."""
     try:
         yield
+    except BrokenPipeError:  # whoever read the output has had enough, `head` for example
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush is to find no fault
+        sys.exit(128 + 13)
     except (InputError, OSError, SafetensorError, StrictDataclassError) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)

@@ -123,6 +123,12 @@ class Explainer:
             explanation.reading = self._reading(ids)[:, target]
         return explanation
 
+    def probabilities(self, text: str) -> dict[str, float]:
+        """Every label's probability (regression: the value)."""
+        ids = np.array(self.tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
+        (row,) = self._scores([ids])
+        return {self.config.id2label[index]: float(value) for index, value in enumerate(row)}
+
     def _find(self, label: str | None, ids: np.ndarray) -> int:
         if label is None:
             return int(self._scores([ids])[0].argmax())

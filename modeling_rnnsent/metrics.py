@@ -16,7 +16,8 @@ from .data import Labels
 
 class SingleLabelMetrics(evaluate.Metric):
     """
-    Accuracy, precision, recall, F1 and ROC AUC of one class a text, computed by scikit-learn.
+    Accuracy, precision, recall, F1 and ROC AUC of one class a text, computed by scikit-learn, and the expected
+    calibration error.
 
     Predictions are rows of class probabilities, references class ids. For two classes the last three speak of class 1;
     for more they are means over classes (ROC AUC: one class against the rest), and ROC AUC is left out where a class
@@ -38,6 +39,7 @@ class SingleLabelMetrics(evaluate.Metric):
             "accuracy": float(metrics.accuracy_score(truth, guesses)),
             **_precision_recall_f1(truth, guesses, average, labels=None if average == "binary" else classes),
             **_roc_auc(truth, scores, classes),
+            "calibration_error": calibration_error(scores.max(axis=1), guesses == truth),
         }
 
 

@@ -1,6 +1,7 @@
 """What a run leaves behind for people: pictures, and the model card that shows them."""
 
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,17 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import auc, confusion_matrix, roc_curve
 
 from .data import Labels
+from .explaining import Explainer
+from .metrics import calibration_error
+from .tokenization import HTML_TAG
 
 TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
+RELIABILITY, ROC = "reliability.png", "roc.png"
+# Texts shown among the most confident mistakes, and how much of each.
+MISTAKES, MISTAKE_WORDS = 5, 80
 _METRIC_TYPES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
 _METRIC_TYPES |= {"roc_auc": "roc_auc", "mse": "mse", "pearson": "pearsonr", "perplexity": "perplexity"}
 
@@ -105,6 +112,88 @@ def draw_accuracy_by_length(predictions: Predictions, path: Path):
     figure.savefig(path, dpi=120)
 
 
+def draw_reliability(predictions: Predictions, path: Path):
+    """Accuracy against confidence in fifteen bins, and how many texts lie in each."""
+    scores = predictions.probabilities.max(axis=1)
+    is_right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    edges = np.linspace(0, 1, 16)
+    place = np.clip(np.digitize(scores, edges) - 1, 0, 14)
+    bins = [index for index in range(15) if (place == index).any()]
+    confidence = [scores[place == index].mean() for index in bins]
+    accuracy = [is_right[place == index].mean() for index in bins]
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes.plot([0, 1], [0, 1], ":", color="gray", label="calibrated")
+    error = calibration_error(scores, is_right)
+    axes.plot(confidence, accuracy, "o-", label=f"expected calibration error {error:.3f}")
+    axes.set(title="Reliability", ylabel="accuracy", ylim=(0, 1.02))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    counts.bar(edges[:-1] + 1 / 30, np.bincount(place, minlength=15), width=1 / 16)
+    least = 1 / predictions.probabilities.shape[1]
+    counts.set(xlabel="confidence: probability of the answer", ylabel="texts", xlim=(max(0.0, least - 0.05), 1.01))
+    figure.savefig(path, dpi=120)
+
+
+def draw_roc(predictions: Predictions, names: list[str], path: Path):
+    """Receiver operating characteristic: of class 1 for two classes, else of each class against the rest."""
+    classes = [1] if len(names) == 2 else range(min(len(names), 10))
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color="gray")
+    for index in classes:
+        truth = predictions.labels == index
+        if 0 < truth.sum() < len(truth):
+            false, true, _ = roc_curve(truth, predictions.probabilities[:, index])
+            axes.plot(false, true, label=f"{names[index]}: area {auc(false, true):.3f}")
+    axes.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def find_mistakes(predictions: Predictions, number: int = MISTAKES) -> np.ndarray:
+    """Rows of the texts with the most confident wrong answers, the surest first."""
+    wrong = np.flatnonzero(predictions.probabilities.argmax(axis=1) != predictions.labels)
+    return wrong[np.argsort(-predictions.probabilities[wrong].max(axis=1), kind="stable")][:number]
+
+
+def show_mistakes(explainer: Explainer, texts: list[str], labels: list[str]) -> list[str]:
+    """
+    Markdown of wrongly classified texts, in which the words that the wrong answer would lose most without are bold.
+
+    Args:
+        explainer ([`Explainer`]): Of the model.
+        texts (`list[str]`): The texts, of which the first words are shown and explained.
+        labels (`list[str]`): Their right labels.
+    """
+    lines = []
+    for text, label in zip(texts, labels):
+        whole = explainer(text, contributions=False)
+        explanation = explainer(text, whole.label, contributions=False, changes=len(whole.words) <= 1000)
+        spans = explanation.spans[:MISTAKE_WORDS]
+        changes = np.zeros(0) if explanation.changes is None else explanation.changes[: len(spans)]
+        bold = set(np.argsort(-changes)[:5]) & set(np.flatnonzero(changes > 0))
+        parts, end = [], 0
+        for place, (start, stop) in enumerate(spans):
+            word = _plain(text[start:stop])
+            parts += [_plain(text[end:start]), f"**{word}**" if place in bold else word]
+            end = stop
+        more = " ..." if len(spans) < len(explanation.spans) else _plain(text[end:])
+        lines += [
+            f"`{explanation.label}` with {explanation.score:.1%}, right is `{label}`:",
+            "",
+            f"> {''.join(parts)}{more}",
+            "",
+        ]
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Text as Markdown shows it: on one line, without tags, nothing taken for markup."""
+    return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", re.sub(r"\s+", " ", re.sub(HTML_TAG, " ", text))).replace("<", "&lt;")
+
+
 def write_pictures(
     folder: Path, log_history: list[dict[str, Any]], predictions: Predictions | None, labels: Labels | None
 ) -> dict[str, str]:
@@ -116,7 +205,14 @@ def write_pictures(
     if labels.problem_type == "single_label_classification":
         draw_confusion_matrix(predictions, labels.names, folder / CONFUSION_MATRIX)
         draw_accuracy_by_length(predictions, folder / BY_LENGTH)
-        pictures |= {CONFUSION_MATRIX: "Confusion matrix", BY_LENGTH: "Accuracy against length"}
+        draw_reliability(predictions, folder / RELIABILITY)
+        draw_roc(predictions, labels.names, folder / ROC)
+        pictures |= {
+            CONFUSION_MATRIX: "Confusion matrix",
+            RELIABILITY: "Reliability diagram",
+            ROC: "Receiver operating characteristic",
+            BY_LENGTH: "Accuracy against length",
+        }
     return pictures
 
 
@@ -128,6 +224,7 @@ def write_model_card(
     results: dict[str, dict[str, float]],
     sizes: dict[str, int],
     pictures: dict[str, str],
+    mistakes: list[str] | None = None,
 ):
     """
     Writes `README.md`: how to use the model, what was measured, the recipe and the data.
@@ -140,6 +237,7 @@ def write_model_card(
         results (`dict[str, dict[str, float]]`): Metrics of `validation` and `test`, without prefixes.
         sizes (`dict[str, int]`): Texts in each split.
         pictures (`dict[str, str]`): Titles by file name.
+        mistakes (`list[str]`, *optional*): Lines that show the most confident ones.
     """
     task = settings["task"]
     if task == "language-modeling":  # two directions beside each other generate nothing
@@ -171,19 +269,33 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    text = _card_text(name, task, model, settings, recipe, results, sizes, pictures, data_name)
+    text = _card_text(name, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or [])
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 
 def _card_text(
-    name: str, task: str, model, settings: dict, recipe: str, results: dict, sizes: dict, pictures: dict, data_name: str
+    name: str,
+    task: str,
+    model,
+    settings: dict,
+    recipe: str,
+    results: dict,
+    sizes: dict,
+    pictures: dict,
+    data_name: str,
+    mistakes: list[str],
 ) -> str:
     config = model.config
     kind = f"{'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
     layers = f"one {kind} layer" if config.num_hidden_layers == 1 else f"{config.num_hidden_layers} {kind} layers"
     first = config.vocab_size if config.input_encoding == "one_hot" else config.embedding_size
-    metrics = [key for key in next(iter(results.values())) if key in _METRIC_TYPES or key == "loss"]
-    table = ["| split | texts | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
+    metrics = [
+        key for key in next(iter(results.values())) if key in _METRIC_TYPES or key in ("loss", "calibration_error")
+    ]
+    table = [
+        "| split | texts | " + " | ".join(name.replace("_", " ") for name in metrics) + " |",
+        "|---" * (len(metrics) + 2) + "|",
+    ]
     for split, values in results.items():
         row = " | ".join(f"{values[key]:.4f}" if key in values else "" for key in metrics)
         table.append(f"| {split} | {sizes[split]:,} | {row} |")
@@ -217,6 +329,7 @@ def _card_text(
             "",
             *shown,
             "",
+            *(["## Most confident mistakes", "", *mistakes] if mistakes else []),
             "## Data",
             "",
             f"`{data_name}`: {sizes['train']:,} texts for training, {sizes['validation']:,} for validation"

@@ -1,0 +1,165 @@
+"""
+A page to try trained models: a text's label, the words that moved it, the answer as the text is read; and whole files.
+
+    python app.py [MODEL ...] [--port 7860]
+
+Without MODEL it offers what it finds in `runs/`, or the models that the environment variable RNNSENT_MODELS names
+(separated by commas), which is how a Hugging Face Space is told.
+"""
+
+import argparse
+import csv
+import functools
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+import pandas
+
+from modeling_rnnsent.bulk import BulkClassifier, check_unicode
+from modeling_rnnsent.data import stream_texts
+from modeling_rnnsent.errors import InputError, one_line_errors
+from modeling_rnnsent.explaining import Explainer
+from modeling_rnnsent.scoring import TorchScorer
+from modeling_rnnsent.showing import strengths
+
+EXAMPLES = [
+    "A dull film with a great ending.",
+    "I loved every minute of it: great story, wonderful actors.",
+    "The trailer promised a thriller. What I got was two hours of people looking out of windows.",
+]
+# A page is for reading: what is longer goes through the file tab, or `rnnsent explain`.
+MOST_WORDS = 2000
+
+
+def find_models(given: list[str]) -> list[str]:
+    """
+    The models to offer.
+
+    Raises:
+        InputError: where there is none; the message says which command trains one.
+    """
+    if given:
+        return given
+    if os.environ.get("RNNSENT_MODELS"):
+        return [name.strip() for name in os.environ["RNNSENT_MODELS"].split(",") if name.strip()]
+    found = []
+    for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if "RNNSentForSequenceClassification" in (config.get("architectures") or []):
+            found.append(str(path.parent))
+    if not found:
+        raise InputError(
+            "there is no trained model in runs/: run `accelerate launch train.py configuration/default.yaml` (some "
+            "minutes on a laptop), or name a model: python app.py MODEL"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def load(name: str) -> Explainer:
+    return Explainer.from_pretrained(name)
+
+
+def classify(name: str, text: str):
+    """Label and probabilities, coloured words, and the answer after every word."""
+    try:
+        if not text.strip():
+            raise InputError("Write or paste a text first.")
+        check_unicode(text, "The text")
+        explainer = load(name)
+        number = len(explainer.tokenizer(text, verbose=False)["input_ids"])
+        if number > MOST_WORDS:
+            raise InputError(f"The text has {number:,} words, the page explains up to {MOST_WORDS:,}: use a file.")
+        explanation = explainer(text, reading=True)
+        scores = explainer.probabilities(text)
+    except (InputError, OSError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    reading = pandas.DataFrame({"word": range(1, len(explanation.reading) + 1), "probability": explanation.reading})
+    title = f"Probability of “{explanation.label}” after every word"
+    return scores, coloured(explanation), gr.LinePlot(reading, title=title)
+
+
+def coloured(explanation) -> list[tuple[str, float | None]]:
+    """The text in pieces: words with their strength, -1 to 1, and what stands between them."""
+    pieces, end = [], 0
+    for (start, stop), strength in zip(explanation.spans, strengths(explanation)):
+        pieces += [(explanation.text[end:start], None), (explanation.text[start:stop], round(strength, 2))]
+        end = stop
+    return [piece for piece in (*pieces, (explanation.text[end:], None)) if piece[0]]
+
+
+def classify_file(name: str, path: str | None, column: str, progress=gr.Progress()):  # noqa: B008 (how Gradio is told)
+    """A CSV file with the label and score of every text of the file."""
+    try:
+        if not path:
+            raise InputError("Choose a file first.")
+        texts = stream_texts(path, column.strip() or "text")
+        explainer = load(name)
+        answers = BulkClassifier(TorchScorer(explainer.model, explainer.tokenizer))(texts)
+        names = [explainer.config.id2label[index] for index in range(explainer.config.num_labels)]
+        output = Path(tempfile.mkdtemp()) / f"{Path(path).stem}-labels.csv"
+        counts = dict.fromkeys(names, 0)
+        with open(output, "w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["label", "score"])
+            for number, row in enumerate(answers, start=1):
+                best = int(row.argmax())
+                counts[names[best]] += 1
+                table.writerow([names[best], f"{row[best]:.6f}"])
+                if number % 200 == 0:
+                    progress((number, None), desc="Classifying", unit="texts")
+    except (InputError, OSError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    said = ", ".join(f"{count:,} {label}" for label, count in counts.items())
+    return str(output), f"{sum(counts.values()):,} texts classified: {said}."
+
+
+def make_page(models: list[str]) -> gr.Blocks:
+    with gr.Blocks(title="Text classification with rnnsent") as page:
+        gr.Markdown("# What a recurrent classifier reads\nA trained model's answer, and the words that moved it.")
+        model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1)
+        with gr.Tab("A text"):
+            text = gr.Textbox(label="Text", lines=4, max_lines=20, placeholder="Write or paste a text", elem_id="text")
+            button = gr.Button("Classify", variant="primary", elem_id="classify")
+            label = gr.Label(label="Answer", elem_id="answer")
+            words = gr.HighlightedText(
+                label="Words that speak for the answer (red) and against it (violet)", elem_id="words"
+            )
+            reading = gr.LinePlot(
+                x="word", y="probability", y_lim=[0, 1], x_title="words read", label="As it is read", elem_id="reading"
+            )
+            gr.Examples(EXAMPLES, text)
+            for event in (button.click, text.submit):
+                event(classify, [model, text], [label, words, reading], api_name="classify")
+        with gr.Tab("A file"):
+            file = gr.File(
+                label="Texts: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet",
+                file_types=[".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet"],
+                elem_id="file",
+            )
+            column = gr.Textbox("text", label="Column that holds the text", elem_id="column")
+            start = gr.Button("Classify the file", variant="primary", elem_id="classify-file")
+            summary = gr.Markdown(elem_id="summary")
+            result = gr.File(label="Labels", interactive=False, elem_id="labels")
+            start.click(classify_file, [model, file, column], [result, summary], api_name="classify_file")
+    return page
+
+
+def main():
+    parser = argparse.ArgumentParser(description="A page to try trained models.")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="directory or Hub id of a trained model")
+    parser.add_argument("--port", type=int, default=None, help="port to listen on (default: 7860)")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        models = find_models(arguments.models)
+        load(models[0])  # what is wrong with it is to be said here
+        make_page(models).queue(default_concurrency_limit=2).launch(server_port=arguments.port)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""The console script as people and pipes use it."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas
+import pytest
+from conftest import SMALL, run, train
+from PIL import Image
+from transformers import pipeline
+
+from modeling_rnnsent.metrics import calibration_error, fit_temperature, mean_loss
+
+RNNSENT = os.path.join(os.path.dirname(sys.executable), "rnnsent")
+TEXTS = ["a wonderful film", "dull and boring", "", "the story was touching"]
+
+
+def piped(text: str, *arguments) -> subprocess.CompletedProcess:
+    command = [RNNSENT, *map(str, arguments)]
+    return subprocess.run(command, input=text.encode(), capture_output=True, timeout=120)
+
+
+def test_predict_reads_lines_and_prints_json(book_run):
+    printed = piped("\n".join(TEXTS) + "\n", "predict", book_run, "--json").stdout.decode()
+    rows = [json.loads(line) for line in printed.splitlines()]
+    classify = pipeline("text-classification", model=str(book_run))
+    for text, row in zip(TEXTS, rows, strict=True):
+        (expected,) = classify([text])
+        assert row["text"] == text and row["label"] == expected["label"]
+        assert row["score"] == pytest.approx(expected["score"], abs=1e-5)
+    lines = piped("a wonderful film\r\ndull", "predict", book_run).stdout.decode().splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["a wonderful film", "dull"]
+
+
+def test_predict_answers_each_line_as_it_comes(book_run):
+    process = subprocess.Popen([RNNSENT, "predict", str(book_run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for text in TEXTS:
+        process.stdin.write(text.encode() + b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline().decode().rstrip("\n").split("\t")[2] == text  # before the next is written
+    process.stdin.close()
+    assert process.wait() == 0
+
+
+def test_predict_ends_quietly_when_its_reader_does(book_run):
+    command = f"yes 'a wonderful film' | {RNNSENT} predict {book_run} | head -n 3; echo ${{PIPESTATUS[1]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    *lines, status = result.stdout.splitlines()
+    assert len(lines) == 3 and status == "141" and result.stderr == ""
+
+
+def test_predict_names_a_line_that_is_not_utf8(book_run):
+    command = [RNNSENT, "predict", str(book_run)]
+    result = subprocess.run(command, input=b"good\nb\xffd\n", capture_output=True, timeout=120)
+    assert result.returncode == 1 and b"error: line 2 of standard input is not UTF-8" in result.stderr
+
+
+def test_explain_prints_columns_json_and_colours(book_run):
+    text = "the film was dull"
+    lines = run(RNNSENT, "explain", book_run, text, "--leave_one_out", "--reading").stdout.splitlines()
+    assert lines[0].split("\t")[2] == text and [line.split()[-1] for line in lines[2:6]] == text.split()
+    answer = json.loads(run(RNNSENT, "explain", book_run, text, "--json", "--label=0").stdout)
+    assert answer["label"] == "0" and [word["word"] for word in answer["words"]] == text.split()
+    assert max(answer["words"], key=lambda word: word["contribution"])["word"] == "dull"
+    assert [text[word["start"] : word["end"]] for word in answer["words"]] == text.split()
+    parent, child = pty.openpty()  # a terminal gets colours
+    subprocess.run([RNNSENT, "explain", str(book_run), text], stdout=child, check=True, timeout=120)
+    shown = os.read(parent, 10000).decode()
+    assert re.search(r"\033\[30;48;2;\d+;\d+;\d+mdull\033\[0m", shown)
+    result = run(RNNSENT, "explain", book_run, text, "--label=9", check=False)
+    assert result.returncode == 1 and "no label '9', only ['0', '1']" in result.stderr
+
+
+def test_compare_shows_results_and_differences(book_run, reviews, tmp_path):
+    other = tmp_path / "other"
+    files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
+    train(*files, *SMALL, "--num_train_epochs=1", f"--output_dir={other}")
+    rows = run(RNNSENT, "compare", book_run, other, "--json", "--picture", tmp_path / "both.png").stdout.splitlines()
+    first, second = map(json.loads, rows)
+    measured = json.loads((book_run / "test_results.json").read_text())
+    assert first["accuracy"] == measured["test_accuracy"] and first["texts"] == 80 and second["run"] == str(other)
+    assert first["settings"]["hidden_size"] == 64 and second["settings"]["hidden_size"] == 16
+    assert "split_seed" not in first["settings"]  # the same in both
+    with Image.open(tmp_path / "both.png") as picture:
+        assert picture.width > 300
+    table = run(RNNSENT, "compare", book_run, other).stdout
+    assert "hidden_size" in table and f"{measured['test_accuracy']:.4f}" in table
+    result = run(RNNSENT, "compare", book_run, tmp_path, check=False)
+    assert result.returncode == 1 and "holds no finished run" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "evaluate", "compare", "export"])
+def test_every_command_shows_an_example(command):
+    result = run(RNNSENT, command, "--help")
+    assert f"example: rnnsent {command} " in result.stdout
+    assert run(RNNSENT, command, "--no_such_flag", check=False).returncode == 2
+
+
+def test_interrupted_command_has_its_status(book_run):
+    process = subprocess.Popen([RNNSENT, "predict", str(book_run)], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(8)
+    process.send_signal(2)
+    assert process.wait(timeout=60) == 130 and b"Traceback" not in process.stderr.read()
+
+
+def test_model_card_has_the_mistakes_and_calibrated_scores(reviews, tmp_path):
+    # A fifth of the labels are wrong: no model can be sure, and some answers must be mistakes.
+    generator = np.random.default_rng(0)
+    for name in ("train", "validation", "test"):
+        frame = pandas.read_csv(reviews / f"{name}.csv")
+        flipped = generator.random(len(frame)) < 0.2
+        frame.loc[flipped, "label"] = 1 - frame.loc[flipped, "label"]
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    files = [f"--{name}_file={tmp_path / name}.csv" for name in ("train", "validation", "test")]
+    output = tmp_path / "run"
+    train(*files, *SMALL, "--pooling=max", "--num_train_epochs=12", "--learning_rate=0.02", f"--output_dir={output}")
+    config = json.loads((output / "config.json").read_text())
+    assert config["temperature"] > 1.05  # it had learned the wrong ones by heart, too sure of itself
+    answers = pipeline("text-classification", model=str(output))(frame_texts(tmp_path / "test.csv"))
+    scores = np.array([answer["score"] for answer in answers])
+    right = np.array([int(answer["label"]) for answer in answers]) == pandas.read_csv(tmp_path / "test.csv")["label"]
+    measured = json.loads((output / "test_results.json").read_text())
+    assert measured["test_calibration_error"] == pytest.approx(calibration_error(scores, right), abs=1e-3)
+    card = (output / "README.md").read_text()
+    mistakes = re.findall(r"`(\d)` with ([\d.]+)%, right is `(\d)`:", card)
+    assert len(mistakes) == 5 and all(said != right for said, _, right in mistakes)
+    shown = [float(score) for _, score, _ in mistakes]
+    assert shown == sorted(shown, reverse=True) and shown[0] == pytest.approx(100 * scores[~right].max(), abs=0.06)
+    assert re.search(r"> .*\*\*\w+\*\*", card) and "![Reliability diagram](reliability.png)" in card
+    for name in ("reliability.png", "roc.png"):
+        with Image.open(output / name) as picture:
+            assert picture.width > 300
+
+
+def frame_texts(path):
+    return list(pandas.read_csv(path)["text"])
+
+
+def test_temperature_has_the_lowest_loss_and_calibration_error_is_its_definition():
+    generator = np.random.default_rng(1)
+    logits = generator.normal(size=(4000, 3))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([generator.choice(3, p=row) for row in shares])
+    temperature = fit_temperature(2.5 * logits, labels, "single_label_classification")
+    assert temperature == pytest.approx(2.5, rel=0.1)
+    lowest = mean_loss(2.5 * logits / temperature, labels, "single_label_classification")
+    for other in (0.9 * temperature, 1.1 * temperature):
+        assert lowest < mean_loss(2.5 * logits / other, labels, "single_label_classification")
+    assert fit_temperature(logits[:, :1], labels, "regression") == 1.0
+    scores, right = np.array([0.95, 0.95, 0.55, 0.55]), np.array([1, 0, 1, 1])
+    # Two bins of half the texts: |0.95 - 0.5| and |0.55 - 1|.
+    assert calibration_error(scores, right) == pytest.approx(0.5 * 0.45 + 0.5 * 0.45)
+
+
+def test_nothing_to_read_is_said(book_run):
+    parent, child = pty.openpty()
+    result = subprocess.run([RNNSENT, "predict", str(book_run)], stdin=child, capture_output=True, timeout=120)
+    assert result.returncode == 1 and b"give texts, or one a line on standard input" in result.stderr
