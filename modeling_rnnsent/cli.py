@@ -23,9 +23,12 @@ def main(argv: list[str] | None = None):
         prog="rnnsent", description="Recurrent text classification.", epilog="rnnsent COMMAND --help shows an example."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_predict, _add_explain, _add_evaluate, _add_compare, _add_export):
+    for add in (_add_predict, _add_explain, _add_evaluate, _add_compare, _add_export, _add_tune):
         add(commands)
-    arguments = parser.parse_args(argv)
+    arguments, flags = parser.parse_known_args(argv)
+    if flags and arguments.run is not tune:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    arguments.flags = flags  # of train.py
     with one_line_errors():
         arguments.run(arguments)
 
@@ -127,6 +130,22 @@ def _add_export(commands):
     command.add_argument("output", metavar="DIRECTORY", help="directory to write")
     command.add_argument("--int8", action="store_true", help="quantize the weights: smaller, a little less exact")
     command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_tune(commands):
+    command = _add(
+        commands,
+        "tune",
+        tune,
+        "search for better settings of a recipe",
+        "Trains with other settings again and again within a time budget and writes the best as a recipe. Flags of\n"
+        "train.py may follow. Started again, it goes on.",
+        "rnnsent tune configuration/default.yaml --minutes 60 --output runs/tuned --train_file reviews.csv",
+    )
+    command.add_argument("recipe", metavar="RECIPE", help="recipe to start from")
+    command.add_argument("--output", default="runs/tuned", help="directory to write (default: runs/tuned)")
+    command.add_argument("--minutes", type=float, default=60, help="time budget (default: 60)")
+    command.add_argument("--trials", type=int, help="most trainings in all (default: as many as the time allows)")
 
 
 def predict(arguments: argparse.Namespace):
@@ -298,6 +317,13 @@ def export(arguments: argparse.Namespace):
         f"{arguments.output}: {result['megabytes']:.1f} MB, logits within {result['largest_difference']:.1g} of the "
         "model's"
     )
+
+
+def tune(arguments: argparse.Namespace):
+    """Searches for better settings of a recipe."""
+    from .tuning import tune_recipe
+
+    tune_recipe(arguments.recipe, arguments.output, arguments.minutes, arguments.trials, arguments.flags)
 
 
 if __name__ == "__main__":

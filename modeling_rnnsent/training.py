@@ -84,6 +84,11 @@ class RNNSentTrainer(Trainer):
         self._unlabeled: Iterator[dict[str, torch.Tensor]] | None = None
         self.add_callback(_Steering(self))
 
+    def call_model_init(self, trial=None):
+        model = super().call_model_init(trial)
+        self.objectives = Objectives(self.args, model)  # of a search, each training has a model of its own
+        return model
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         objectives = self.objectives
         if not objectives.are_set:

@@ -95,11 +95,13 @@ def test_compare_shows_results_and_differences(book_run, reviews, tmp_path):
     assert result.returncode == 1 and "holds no finished run" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["predict", "explain", "evaluate", "compare", "export"])
+@pytest.mark.parametrize("command", ["predict", "explain", "evaluate", "compare", "export", "tune"])
 def test_every_command_shows_an_example(command):
     result = run(RNNSENT, command, "--help")
     assert f"example: rnnsent {command} " in result.stdout
-    assert run(RNNSENT, command, "--no_such_flag", check=False).returncode == 2
+    assert run(RNNSENT, command, check=False).returncode == 2
+    if command != "tune":  # which hands flags on to train.py
+        assert run(RNNSENT, command, "x", "y", "--no_such_flag", check=False).returncode == 2
 
 
 def test_interrupted_command_has_its_status(book_run):

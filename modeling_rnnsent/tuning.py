@@ -1,0 +1,160 @@
+"""`rnnsent tune`: better settings of a recipe, by `Trainer.hyperparameter_search` with Optuna, within a time budget."""
+
+import shutil
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import set_seed
+from transformers.utils import logging
+
+from .arguments import Run, parse_run
+from .checkpoints import locked
+from .configuration_rnnsent import RNNSentConfig
+from .data import PaddingCollator, load_labeled_texts, tokenize
+from .errors import InputError, Interrupted
+from .launching import use_threads
+from .metrics import metrics_for
+from .modeling_rnnsent import RNNSentForSequenceClassification
+from .tokenization import build_tokenizer
+from .training import RNNSentTrainer, choose_metric
+
+STUDY = "rnnsent"
+
+
+def suggest_training(trial) -> dict[str, Any]:
+    """The training's settings of one trial."""
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
+        "per_device_train_batch_size": trial.suggest_categorical("per_device_train_batch_size", [16, 32, 64]),
+        "num_train_epochs": trial.suggest_int("num_train_epochs", 2, 6),
+    }
+
+
+def suggest_model(trial) -> dict[str, Any]:
+    """The model's settings of one trial."""
+    dropouts = ("word_dropout", "embedding_dropout", "classifier_dropout")
+    return {
+        "hidden_size": trial.suggest_categorical("hidden_size", [32, 64, 128]),
+        "pooling": trial.suggest_categorical("pooling", ["max", "mean", "max_mean", "attention"]),
+        **{name: trial.suggest_float(name, 0.0, 0.5, step=0.1) for name in dropouts},
+    }
+
+
+def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = None, flags: list[str] | None = None):
+    """
+    Searches, prints the best settings and writes them as `output/recipe.yaml`, a recipe for `train.py`.
+
+    Each training is with other settings, chosen by what the ones before it gave on the validation split (TPE), and is
+    stopped early where it falls behind the others. What was tried is kept in `output/study.db`: started again, the
+    search goes on. A recipe's n-grams are left out of the search, which compares recurrent layers, and stand in the
+    recipe written; the test split takes no part.
+
+    Args:
+        recipe (`str`): Recipe to start from.
+        output (`str`): Directory to write.
+        minutes (`float`): Time budget; a training that has begun is brought to its end.
+        trials (`int`, *optional*): Most trainings in all, those of earlier searches counted. None: no limit.
+        flags (`list[str]`, *optional*): Flags of `train.py` that beat the recipe.
+
+    Raises:
+        InputError: where the recipe cannot be used or Optuna is missing.
+        Interrupted: after SIGINT or SIGTERM; what was tried is kept.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise InputError('rnnsent tune needs Optuna: pip install "rnnsent[tune]"') from None
+    if minutes <= 0 or (trials is not None and trials < 1):
+        raise InputError(f"--minutes and --trials must be positive, got {minutes} and {trials}.")
+    folder, flags = Path(output), flags or []
+    run = parse_run([recipe, *flags, f"--output_dir={folder / 'trials'}"])
+    if run.data.task != "text-classification" or run.model.model_name_or_path is not None:
+        raise InputError("rnnsent tune is for a classifier that starts at random: no language model, no trained one.")
+    use_threads(run.training)
+    logging.set_verbosity_error()
+    # An interrupted trial is no fault of the program's, whose traceback somebody would want.
+    getLogger("optuna.study._optimize").addFilter(lambda record: not record.exc_info)
+    with locked(output):
+        trainer = make_trainer(run)
+        direction = "maximize" if run.training.greater_is_better else "minimize"
+        kept = {"study_name": STUDY, "storage": f"sqlite:///{folder / 'study.db'}", "load_if_exists": True}
+        study = optuna.create_study(direction=direction, **kept)
+        if trials is None or len(study.trials) < trials:
+            try:
+                trainer.hyperparameter_search(
+                    hp_space=suggest_training,
+                    compute_objective=lambda metrics: metrics[f"eval_{run.training.metric_for_best_model}"],
+                    n_trials=None if trials is None else trials - len(study.trials),
+                    direction=direction,
+                    backend="optuna",
+                    timeout=60 * minutes,
+                    sampler=optuna.samplers.TPESampler(seed=run.training.seed + len(study.trials)),
+                    pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+                    **kept,
+                )
+            except KeyboardInterrupt as error:
+                status = getattr(error, "status", 130) - 128
+                raise Interrupted(
+                    f"interrupted: what was tried is kept in {folder / 'study.db'}, and the same command goes on",
+                    status,
+                ) from None
+            finally:
+                shutil.rmtree(folder / "trials", ignore_errors=True)
+        write_best(optuna.load_study(study_name=STUDY, storage=kept["storage"]), run, recipe, flags, folder)
+
+
+def make_trainer(run: Run) -> RNNSentTrainer:
+    """A trainer that makes a new model for every trial."""
+    arguments = run.training
+    texts = load_labeled_texts(run.data, run.model.problem_type)
+    tokenizer = build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
+    texts.splits.pop("test", None)  # nothing is chosen by it
+    splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
+    arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"
+    choose_metric(arguments, texts.labels, run.given)
+    arguments.save_strategy, arguments.load_best_model_at_end, arguments.disable_tqdm = "no", False, True
+    arguments.eval_strategy = "epoch"
+    given = {name: value for name, value in vars(run.model).items() if value is not None}
+    given = {name: value for name, value in given.items() if not name.startswith(("ngram_", "word_vectors"))}
+
+    def make_model(trial=None):
+        set_seed(arguments.seed)
+        chosen = {} if trial is None else suggest_model(trial)
+        own = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **texts.labels.config}
+        model = RNNSentForSequenceClassification(RNNSentConfig(**{**given, **chosen, **own}))
+        set_seed(arguments.seed)  # as `Trainer` does when it is given a model: the recipe written is to give the same
+        return model
+
+    return RNNSentTrainer(
+        model_init=make_model,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        data_collator=PaddingCollator(tokenizer.pad_token_id),
+        compute_metrics=metrics_for(texts.labels),
+    )
+
+
+def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path):
+    """The recipe with the flags and the best settings, and what there is to say."""
+    finished = [trial for trial in study.trials if trial.value is not None]
+    if not finished:
+        raise InputError("no training came to its end in the time given: give more --minutes.")
+    best, metric = study.best_trial, run.training.metric_for_best_model
+    settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    given = run.settings(None)  # the recipe's with the flags; what only the search had is not in it
+    own = {"output_dir", "save_strategy", "load_best_model_at_end", "eval_strategy", "disable_tqdm"}
+    settings = {name: value for name, value in settings.items() if name in given or name in own}
+    flagged = {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")} - own
+    settings |= {name: given[name] for name in flagged if name in given}
+    settings |= best.params
+    tried = f"the best of {len(study.trials)} settings tried: {metric} {best.value:.4f} on validation"
+    head = f"# {Path(recipe).name} with {tried}.\n"
+    (folder / "recipe.yaml").write_text(head + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    print(f"{len(study.trials)} trainings, the best with {metric} {best.value:.4f} on validation:")
+    for name, value in best.params.items():
+        print(f"  {name}: {value:.6g}" if isinstance(value, float) else f"  {name}: {value}")
+    print(f"To train it: accelerate launch train.py {folder / 'recipe.yaml'}")

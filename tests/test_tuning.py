@@ -1,0 +1,58 @@
+"""`rnnsent tune`: a search as a process, stopped and gone on with, and the recipe that it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+import yaml
+from conftest import ROOT, run, train
+
+RNNSENT = os.path.join(os.path.dirname(sys.executable), "rnnsent")
+pytestmark = pytest.mark.slow
+
+
+def trials(folder):
+    return optuna.load_study(study_name="rnnsent", storage=f"sqlite:///{folder / 'study.db'}").trials
+
+
+def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp_path):
+    output = tmp_path / "tuned"
+    files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
+    command = [RNNSENT, "tune", "configuration/default.yaml", f"--output={output}", "--minutes=5", "--trials=5"]
+    command += [*files, "--embedding_size=16", "--num_threads=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 120
+    while not (output / "study.db").exists() or not [trial for trial in trials(output) if trial.value is not None]:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate()[0]
+    assert process.returncode == 130 and "the same command goes on" in printed and "Traceback" not in printed
+    tried = len(trials(output))
+    result = run(*command)
+    assert 1 <= tried <= 5 == len(trials(output)) and "5 trainings, the best with accuracy" in result.stdout
+    study = optuna.load_study(study_name="rnnsent", storage=f"sqlite:///{output / 'study.db'}")
+    recipe = yaml.safe_load((output / "recipe.yaml").read_text())
+    assert {name: recipe[name] for name in study.best_params} == study.best_params
+    assert recipe["ngram_order"] == 3 and recipe["train_file"] == str(reviews / "train.csv")
+    assert "dataset_name" not in recipe and recipe["load_best_model_at_end"] and not (output / "trials").exists()
+    # The best run's own evaluation comes again when the recipe is trained.
+    train(output / "recipe.yaml", f"--output_dir={tmp_path / 'run'}", "--num_threads=1", "--ngram_order=0")
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    evaluations = [row["eval_accuracy"] for row in state["log_history"] if "eval_accuracy" in row]
+    assert study.best_value == pytest.approx(evaluations[-1])
+
+
+def test_what_cannot_be_searched_is_said(tmp_path):
+    for flags, message in (
+        (["configuration/pretrain.yaml"], "no language model"),
+        (["configuration/default.yaml", "--hiden_size=3"], "unknown flag --hiden_size"),
+        (["configuration/default.yaml", "--minutes=0"], "must be positive"),
+    ):
+        result = run(RNNSENT, "tune", *flags, f"--output={tmp_path / 'tuned'}", check=False)
+        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
