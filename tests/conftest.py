@@ -1,13 +1,18 @@
 """Small real data, real processes, and one trained model that several tests look at."""
 
 import os
-import random
-import subprocess
-import sys
-from pathlib import Path
 
-import pandas
-import pytest
+# Tests run beside each other, one process a core, and so do the programs that they start: two threads each would spend
+# their time waiting for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pandas  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 POSITIVE = ("wonderful", "loved", "great", "brilliant", "touching")
