@@ -8,22 +8,22 @@ Without MODEL it offers what it finds in `runs/`, or the models that the environ
 """
 
 import argparse
-import csv
 import functools
-import json
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pandas
 
 from modeling_rnnsent.bulk import BulkClassifier, check_unicode
 from modeling_rnnsent.data import stream_texts
 from modeling_rnnsent.errors import InputError, one_line_errors
 from modeling_rnnsent.explaining import Explainer
-from modeling_rnnsent.scoring import TorchScorer
+from modeling_rnnsent.predicting import result_writer
+from modeling_rnnsent.scoring import ONNX_FILE, TorchScorer
 from modeling_rnnsent.showing import strengths
 
 EXAMPLES = [
@@ -48,8 +48,12 @@ def find_models(given: list[str]) -> list[str]:
         return [name.strip() for name in os.environ["RNNSENT_MODELS"].split(",") if name.strip()]
     found = []
     for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if "RNNSentForSequenceClassification" in (config.get("architectures") or []):
+        if (
+            "RNNSentForSequenceClassification" in path.read_text(encoding="utf-8", errors="replace")
+            and not (
+                path.parent / ONNX_FILE  # which has no gradients
+            ).exists()
+        ):
             found.append(str(path.parent))
     if not found:
         raise InputError(
@@ -80,7 +84,10 @@ def classify(name: str, text: str):
         raise gr.Error(str(error), print_exception=False) from error
     reading = pandas.DataFrame({"word": range(1, len(explanation.reading) + 1), "probability": explanation.reading})
     title = f"Probability of “{explanation.label}” after every word"
-    return scores, coloured(explanation), gr.LinePlot(reading, title=title)
+    limits = [0, 1]
+    if explainer.config.problem_type == "regression":
+        title, limits, scores = "Value after every word", None, f"{explanation.score:.4f}"
+    return scores, coloured(explanation), gr.LinePlot(reading, title=title, y_lim=limits)
 
 
 def coloured(explanation) -> list[tuple[str, float | None]]:
@@ -100,22 +107,16 @@ def classify_file(name: str, path: str | None, column: str, progress=gr.Progress
         texts = stream_texts(path, column.strip() or "text")
         explainer = load(name)
         answers = BulkClassifier(TorchScorer(explainer.model, explainer.tokenizer))(texts)
-        names = [explainer.config.id2label[index] for index in range(explainer.config.num_labels)]
-        output = Path(tempfile.mkdtemp()) / f"{Path(path).stem}-labels.csv"
-        counts = dict.fromkeys(names, 0)
+        output, number = Path(tempfile.mkdtemp()) / f"{Path(path).stem}-labels.csv", 0
         with open(output, "w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["label", "score"])
+            write = result_writer(file, ".csv", explainer.config)
             for number, row in enumerate(answers, start=1):
-                best = int(row.argmax())
-                counts[names[best]] += 1
-                table.writerow([names[best], f"{row[best]:.6f}"])
+                write(np.round(row, 6).tolist())
                 if number % 200 == 0:
                     progress((number, None), desc="Classifying", unit="texts")
     except (InputError, OSError) as error:
         raise gr.Error(str(error), print_exception=False) from error
-    said = ", ".join(f"{count:,} {label}" for label, count in counts.items())
-    return str(output), f"{sum(counts.values()):,} texts classified: {said}."
+    return str(output), f"{number:,} texts classified."
 
 
 def make_page(models: list[str]) -> gr.Blocks:

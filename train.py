@@ -70,7 +70,7 @@ def main():
 def is_left_alone(run: Run) -> bool:
     """Whether nothing is to be trained since `output_dir` holds the run, finished; uploads it where that is wanted."""
     arguments = run.training
-    if arguments.overwrite_output_dir:
+    if arguments.overwrite_output_dir and (arguments.resume_from_checkpoint != "last" or not is_same(run)):
         return False
     if arguments.push_to_hub and is_same(run):  # an upload that failed
         if arguments.should_log:
@@ -90,13 +90,13 @@ def is_same(run: Run) -> bool:
     if not recipe.is_file():
         return False
     held = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    given = {name: value for name, value in run.settings(None).items() if name in run.given}
+    given = {name: value for name, value in run.settings(None).items() if name in run.given and "hub_" not in name}
     return all(held.get(name) == value for name, value in given.items())
 
 
 def train(run: Run):
     arguments = run.training
-    checkpoint = find_checkpoint(arguments)
+    checkpoint = find_checkpoint(arguments, run.settings(None))
     with arguments.main_process_first(desc="reading the data"):
         if run.data.task == "language-modeling":
             texts = load_texts(run.data)
@@ -132,12 +132,13 @@ def train(run: Run):
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         unlabeled_dataset=splits.pop("unlabeled", None),
+        settings=run.settings(None),
         processing_class=tokenizer,
         data_collator=PaddingCollator(tokenizer.pad_token_id, labels_are_ids=texts.labels is None),
         compute_metrics=None if texts.labels is None else metrics_for(texts.labels),
         callbacks=stopping(arguments),
     )
-    if arguments.overwrite_output_dir and arguments.should_save:
+    if arguments.overwrite_output_dir and arguments.should_save and checkpoint is None:
         clear_output_dir(arguments)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if texts.labels is not None:
@@ -320,7 +321,9 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
         written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
         (folder / "recipe.yaml").write_text(written_by + recipe, encoding="utf-8")
         sizes = {name: len(rows) for name, rows in splits.items()}
-        write_model_card(folder, trainer.model, settings, recipe, results, sizes, pictures, mistakes)
+        write_model_card(
+            folder, trainer.model, settings, recipe, results, sizes, pictures, mistakes, trainer.hub_model_id
+        )
     # Last, since its presence says that the run is finished.
     trainer.save_metrics("train", {**train_metrics, "train_samples": len(splits["train"])}, combined=False)
     if trainer.args.push_to_hub:

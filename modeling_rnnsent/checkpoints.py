@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -25,7 +26,11 @@ logger = logging.get_logger(__name__)
 
 TRAIN_RESULTS = "train_results.json"
 UNFINISHED = ".unfinished"
+SETTINGS = "run_settings.json"
 _DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
+# What a run that is taken up may have otherwise: how long it goes on, what it shows and keeps, how fast it is.
+_MAY_DIFFER = ("num_train_epochs", "max_steps", "early_stopping_patience", "preprocessing_num_workers", "report_to")
+_MAY_DIFFER_BY_START = ("save_", "eval_", "logging_", "hub_", "dataloader_", "per_device_eval_")
 
 
 @contextmanager
@@ -64,13 +69,15 @@ def is_finished(arguments: RNNSentTrainingArguments) -> bool:
     return (Path(arguments.output_dir) / TRAIN_RESULTS).exists()
 
 
-def find_checkpoint(arguments: RNNSentTrainingArguments) -> str | None:
+def find_checkpoint(arguments: RNNSentTrainingArguments, settings: dict[str, Any] | None = None) -> str | None:
     """
     Sees to it that a run overwrites nothing that it was not told to, and finds where it goes on.
 
     Args:
         arguments ([`RNNSentTrainingArguments`]): `output_dir`, `overwrite_output_dir`, `resume_from_checkpoint` (a
-            directory, or `last`: the last one that is whole).
+            directory, or `last`: the last one that is whole; with `overwrite_output_dir`, of this run, if there is
+            one).
+        settings (`dict`, *optional*): The run's, which must be those of the run that wrote the checkpoint. None: any.
 
     Returns:
         `str`, *optional*: the checkpoint to go on from.
@@ -81,9 +88,14 @@ def find_checkpoint(arguments: RNNSentTrainingArguments) -> str | None:
     folder = Path(arguments.output_dir)
     resume = arguments.resume_from_checkpoint
     if arguments.overwrite_output_dir:
-        if resume is not None:
+        if resume not in (None, "last"):
             raise InputError("give one of overwrite_output_dir, to start again, and resume_from_checkpoint, to go on.")
-        return None
+        try:
+            found = _last_whole(folder, list_checkpoints(folder)) if resume == "last" else None
+            check_settings(found, settings)
+            return found
+        except InputError:  # what is to be overwritten is another run
+            return None
     if is_finished(arguments):
         raise InputError(
             f"output_dir {arguments.output_dir!r} holds a finished run: add --overwrite_output_dir to replace it, or "
@@ -91,9 +103,12 @@ def find_checkpoint(arguments: RNNSentTrainingArguments) -> str | None:
         )
     checkpoints = list_checkpoints(folder)
     if resume == "last":
-        return _last_whole(folder, checkpoints)
+        resume = _last_whole(folder, checkpoints)
+        check_settings(resume, settings)
+        return resume
     if resume is not None:
         check_checkpoint(resume)
+        check_settings(resume, settings)
         return resume
     if checkpoints:
         raise InputError(
@@ -186,6 +201,23 @@ def check_checkpoint(folder: str):
     best = path.parent / Path(best).name if best else path
     if best.name != path.name and best.is_dir():
         check_checkpoint(str(best))
+
+
+def check_settings(checkpoint: str | None, settings: dict[str, Any] | None):
+    """Raises `InputError` where a checkpoint was written by a run of other settings, but for how long it goes on."""
+    if checkpoint is None or settings is None:
+        return
+    held = _read_json(Path(checkpoint), SETTINGS)
+    settings = json.loads(json.dumps(settings))
+    for name in sorted({*held, *settings}):
+        if name in _MAY_DIFFER or name.startswith(_MAY_DIFFER_BY_START):
+            continue
+        if held.get(name) != settings.get(name):
+            raise InputError(
+                f"the checkpoint {checkpoint} is of a run with {name}={held.get(name)}, this one has "
+                f"{name}={settings.get(name)}: go on with the settings that it began with, or start again with "
+                "--overwrite_output_dir."
+            )
 
 
 def _read_json(folder: Path, name: str) -> dict:

@@ -151,6 +151,8 @@ def _add_tune(commands):
 def predict(arguments: argparse.Namespace):
     """Prints each text's label and probability, or writes those of a whole file or data set."""
     _show_errors_only()
+    if arguments.num_threads is not None and arguments.num_threads < 1:
+        raise InputError(f"--num_threads must be at least 1, got {arguments.num_threads}.")
     if arguments.input is None:
         return print_predictions(arguments.model, _texts(arguments), arguments.json, arguments.num_threads)
     if arguments.texts or arguments.output is None:

@@ -61,7 +61,11 @@ def draw_comparison(rows: list[dict[str, Any]], path: str):
             margin = 1.96 * math.sqrt(value * (1 - value) / max(1, row["texts"]))
         axes.errorbar(value, -place, xerr=margin, fmt="o", capsize=3)
         axes.annotate(f"{value:.4f}, {row['minutes']:.1f} min", (value, -place), (0, 7), textcoords="offset points")
-    axes.set(yticks=[-place for place in range(len(rows))], xlabel=f"{metric} on {rows[0]['split']}")
+    splits = " or ".join(dict.fromkeys(row["split"] for row in rows))
+    axes.set(
+        yticks=[-place for place in range(len(rows))],
+        xlabel=f"{metric} on {splits}",
+    )
     axes.set_yticklabels([row["run"] for row in rows])
     axes.margins(x=0.2)
     axes.set_ylim(-len(rows) + 0.4, 0.7)

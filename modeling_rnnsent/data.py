@@ -292,9 +292,21 @@ def _read_file(path: str, flag: str, formats: dict[str, str], streaming: bool = 
 
 
 def _check_header(path: str, flag: str, separator: str):
-    """Raises `InputError` where a column stands twice: its second form would be given another name in silence."""
+    """
+    Raises `InputError` for what would be read as something else in silence: a column that stands twice, and a first row
+    of more fields than there are columns, whose first field would be taken for a name of the row.
+    """
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        names = next(csv.reader(file, delimiter=separator), [])
+        rows = csv.reader(file, delimiter=separator)
+        try:
+            names, first = next(rows, []), next((row for row in rows if row), [])
+        except csv.Error:  # whoever reads it will say what it is
+            return
+    if len(first) > len(names):
+        raise InputError(
+            f"{flag} {path!r}, row 1 has {len(first)} fields for {len(names)} columns: is there a text with "
+            f"{separator!r} in it that is not in quotes?"
+        )
     twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if twice is not None:
         raise InputError(f"{flag} {path!r} has more than one column {twice!r}.")

@@ -32,6 +32,7 @@ def one_line_errors():
     """Ends the program with `error: ...` on standard error and status 1 for errors that the input explains."""
     try:
         yield
+        sys.stdout.flush()  # here, where a reader that is gone is no surprise
     except BrokenPipeError:  # whoever read the output has had enough, `head` for example
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush is to find no fault
         sys.exit(128 + 13)

@@ -3,7 +3,8 @@ Why a text was given its label: which words moved the answer and how far, and th
 
 Contributions are integrated gradients (Sundararajan et al., 2017, by captum) from a text of zero embeddings to the
 text, of the label's score minus the mean of the others' (for two classes, the log-odds). What n-grams add to it is
-shared out equally between their words. So contributions sum up to the score of the text minus that of no text.
+shared out equally between their words. So contributions sum up to the score of the text minus that of as many words
+that say nothing.
 """
 
 from dataclasses import dataclass
@@ -117,8 +118,9 @@ class Explainer:
         if contributions:
             explanation.contributions = self._contributions(ids, target)
         if changes:
-            without = [np.delete(ids, place) for place in range(len(ids))]
-            explanation.changes = explanation.score - self._scores(without)[:, target]
+            blocks = np.array_split(np.arange(len(ids)), max(1, len(ids) * len(ids) // _BATCH_TOKENS))
+            without = [self._scores([np.delete(ids, place) for place in block])[:, target] for block in blocks]
+            explanation.changes = explanation.score - np.concatenate(without)
         if reading:
             explanation.reading = self._reading(ids)[:, target]
         return explanation

@@ -28,14 +28,17 @@ def use_threads(arguments: RNNSentTrainingArguments):
     """
     Lets torch compute with every core, shared between this machine's processes, or with `num_threads`.
 
-    `accelerate launch` tells a process to use one thread (OMP_NUM_THREADS=1) where nobody said otherwise, which on two
-    cores costs a third of the speed. Any other value is somebody's wish and stays.
+    `accelerate launch` and `torchrun` tell a process to use one thread (OMP_NUM_THREADS=1) where nobody said otherwise,
+    which on two cores costs a third of the speed. Any other value is somebody's wish and stays.
     """
     if arguments.num_threads is not None:
         if arguments.num_threads < 1:
             raise InputError(f"num_threads must be at least 1, got {arguments.num_threads}.")
         torch.set_num_threads(arguments.num_threads)
-    elif os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+    elif os.environ.get("OMP_NUM_THREADS") == "1" and os.environ.keys() & {
+        "ACCELERATE_MIXED_PRECISION",
+        "TORCHELASTIC_RUN_ID",
+    }:
         # The cores that this process may run on: a container or a batch system often gives fewer than there are.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cores = min(cores, psutil.cpu_count(logical=False) or cores)

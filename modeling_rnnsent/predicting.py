@@ -180,7 +180,7 @@ def _merge(output: Path, number: int, config) -> int:
     paths = [part_path(output, index, number) for index in range(number)]
     unfinished, rows_written = output.with_name(output.name + ".unfinished"), 0
     with open(unfinished, "w", encoding="utf-8", newline="") as file:
-        write = _writer(file, output.suffix.lower(), config)
+        write = result_writer(file, output.suffix.lower(), config)
         for rows in _in_turns([_windows(path) for path in paths]):
             for row in rows:
                 write(row)
@@ -206,7 +206,7 @@ def _in_turns(parts: list[Iterator[list]]) -> Iterator[list]:
             yield window
 
 
-def _writer(file, suffix: str, config):
+def result_writer(file, suffix: str, config):
     """A function that writes one text's result."""
     names = [config.id2label[index] for index in range(config.num_labels)]
 

@@ -225,6 +225,7 @@ def write_model_card(
     sizes: dict[str, int],
     pictures: dict[str, str],
     mistakes: list[str] | None = None,
+    repo_id: str | None = None,
 ):
     """
     Writes `README.md`: how to use the model, what was measured, the recipe and the data.
@@ -238,6 +239,7 @@ def write_model_card(
         sizes (`dict[str, int]`): Texts in each split.
         pictures (`dict[str, str]`): Titles by file name.
         mistakes (`list[str]`, *optional*): Lines that show the most confident ones.
+        repo_id (`str`, *optional*): Where on the Hub it will stand. None: nowhere.
     """
     task = settings["task"]
     if task == "language-modeling":  # two directions beside each other generate nothing
@@ -269,7 +271,9 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    text = _card_text(name, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or [])
+    text = _card_text(
+        repo_id or name, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or []
+    )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 
@@ -312,7 +316,7 @@ def _card_text(
     chosen = settings.get("load_best_model_at_end", False)
     return "\n".join(
         [
-            f"# {name}",
+            f"# {name.split('/')[-1]}",
             "",
             f"A recurrent {kind_of_model}: {config.vocab_size:,} words, "
             f"{config.input_encoding.replace('_', '-')} of size {first}, {layers} of {config.hidden_size} "

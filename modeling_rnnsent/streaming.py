@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .bulk import check_unicode
 from .data import pad
 from .errors import InputError, loading
 from .metrics import probabilities
@@ -99,12 +100,14 @@ class StreamingClassifier:
         for name, piece in pieces.items():
             if not isinstance(name, str) or not isinstance(piece, str):
                 raise ValueError(f"`feed` takes names and pieces of text, got {name!r:.100}: {piece!r:.100}.")
-        ready = {}
+            check_unicode(piece, f"the piece of {name!r}")  # before anything is read: all pieces or none
+        ready, waiting = {}, {}
         for name, piece in pieces.items():
             text = self._waiting.get(name, "") + piece
             end = _safe_end(text)
-            ready[name], self._waiting[name] = text[:end], text[end:]
+            ready[name], waiting[name] = text[:end], text[end:]
         self._advance(ready)
+        self._waiting |= waiting
         return {name: self._answer(name) for name in pieces}
 
     def finish(self, name: str) -> dict:
@@ -139,6 +142,7 @@ class StreamingClassifier:
             for index, (name, waiting) in enumerate(json.loads(metadata["streams"])):
                 self._states[name] = tuple(file.get_tensor(f"{index}.{place}") for place in range(len(self._start)))
                 self._waiting[name] = waiting
+                self._logits.pop(name, None)
                 self._advance({name: ""})
 
     def _model_id(self) -> str:

@@ -1,21 +1,30 @@
 """`transformers.Trainer` for RNNSent models: batches by length, checkpoints that are whole or absent."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
 from .arguments import RNNSentTrainingArguments
-from .checkpoints import UNFINISHED, finish_checkpoint, list_checkpoints, remove_checkpoint, remove_checkpoints
+from .checkpoints import (
+    SETTINGS,
+    UNFINISHED,
+    finish_checkpoint,
+    list_checkpoints,
+    remove_checkpoint,
+    remove_checkpoints,
+)
 from .data import Labels
 from .errors import InputError, Interrupted
 from .launching import stop_request
@@ -70,6 +79,7 @@ class RNNSentTrainer(Trainer):
     Args:
         unlabeled_dataset (`Dataset`, *optional*): Texts for the terms that need no label; with a teacher, `labels` are
             its probabilities. None: the training texts.
+        settings (`dict`, *optional*): The run's, kept with every checkpoint: see [`check_settings`].
     """
 
     _lazy_embedding: lazy_embedding | None = None
@@ -77,8 +87,15 @@ class RNNSentTrainer(Trainer):
     _is_writing_checkpoint = False
     train_sampler: Sampler | None = None
 
-    def __init__(self, *args, unlabeled_dataset: Dataset | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        unlabeled_dataset: Dataset | None = None,
+        settings: dict[str, Any] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.settings = settings or {}
         self.objectives = Objectives(self.args, self.model)
         self.unlabeled_dataset = self.train_dataset if unlabeled_dataset is None else unlabeled_dataset
         self._unlabeled: Iterator[dict[str, torch.Tensor]] | None = None
@@ -255,6 +272,7 @@ class RNNSentTrainer(Trainer):
                     self.state.best_model_checkpoint = str(best)
                 if self.args.should_save:
                     self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # with the best one's final name
+                    (unfinished / SETTINGS).write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
                     finish_checkpoint(unfinished, place)
                     remove_checkpoints(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         except BaseException:
@@ -269,6 +287,20 @@ class RNNSentTrainer(Trainer):
                 "it",
                 stop_request.signal,
             )
+
+    def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+        progress = super()._init_training_state(
+            max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        for callback in self.callback_handler.callbacks:
+            held = self.state.stateful_callbacks.get("EarlyStoppingCallback")
+            if resume_from_checkpoint is None or not isinstance(callback, EarlyStoppingCallback) or not held:
+                continue
+            # `Trainer` would begin to count anew.
+            callback.early_stopping_patience_counter = held["attributes"]["early_stopping_patience_counter"]
+            if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
+                return num_train_epochs, 0  # it had been stopped
+        return progress
 
     def _finalize_training(self, trial, *args):
         if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint is not None:

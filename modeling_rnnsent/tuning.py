@@ -23,23 +23,28 @@ from .training import RNNSentTrainer, choose_metric
 STUDY = "rnnsent"
 
 
-def suggest_training(trial) -> dict[str, Any]:
-    """The training's settings of one trial."""
-    return {
-        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
-        "per_device_train_batch_size": trial.suggest_categorical("per_device_train_batch_size", [16, 32, 64]),
-        "num_train_epochs": trial.suggest_int("num_train_epochs", 2, 6),
-    }
+TRAINING_SPACE = {
+    "learning_rate": lambda trial, name: trial.suggest_float(name, 3e-4, 1e-2, log=True),
+    "per_device_train_batch_size": lambda trial, name: trial.suggest_categorical(name, [16, 32, 64]),
+    "num_train_epochs": lambda trial, name: trial.suggest_int(name, 2, 6),
+}
+MODEL_SPACE = {
+    "hidden_size": lambda trial, name: trial.suggest_categorical(name, [32, 64, 128]),
+    "pooling": lambda trial, name: trial.suggest_categorical(name, ["max", "mean", "max_mean", "attention"]),
+    "word_dropout": lambda trial, name: trial.suggest_float(name, 0.0, 0.5, step=0.1),
+    "embedding_dropout": lambda trial, name: trial.suggest_float(name, 0.0, 0.5, step=0.1),
+    "classifier_dropout": lambda trial, name: trial.suggest_float(name, 0.0, 0.5, step=0.1),
+}
 
 
-def suggest_model(trial) -> dict[str, Any]:
-    """The model's settings of one trial."""
-    dropouts = ("word_dropout", "embedding_dropout", "classifier_dropout")
-    return {
-        "hidden_size": trial.suggest_categorical("hidden_size", [32, 64, 128]),
-        "pooling": trial.suggest_categorical("pooling", ["max", "mean", "max_mean", "attention"]),
-        **{name: trial.suggest_float(name, 0.0, 0.5, step=0.1) for name in dropouts},
-    }
+def suggest(trial, space: dict, fixed: set[str]) -> dict[str, Any]:
+    """Settings of one trial, but for those that are `fixed`."""
+    return {name: draw(trial, name) for name, draw in space.items() if name not in fixed}
+
+
+def names_of(flags: list[str]) -> set[str]:
+    """What flags of `train.py` give a value."""
+    return {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
 
 
 def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = None, flags: list[str] | None = None):
@@ -56,7 +61,7 @@ def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = N
         output (`str`): Directory to write.
         minutes (`float`): Time budget; a training that has begun is brought to its end.
         trials (`int`, *optional*): Most trainings in all, those of earlier searches counted. None: no limit.
-        flags (`list[str]`, *optional*): Flags of `train.py` that beat the recipe.
+        flags (`list[str]`, *optional*): Flags of `train.py`, which beat the recipe and are not searched for.
 
     Raises:
         InputError: where the recipe cannot be used or Optuna is missing.
@@ -77,14 +82,17 @@ def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = N
     # An interrupted trial is no fault of the program's, whose traceback somebody would want.
     getLogger("optuna.study._optimize").addFilter(lambda record: not record.exc_info)
     with locked(output):
-        trainer = make_trainer(run)
+        fixed = names_of(flags)
+        if run.model.input_encoding == "one_hot":
+            fixed |= {"word_dropout", "embedding_dropout"}
+        trainer = make_trainer(run, fixed)
         direction = "maximize" if run.training.greater_is_better else "minimize"
         kept = {"study_name": STUDY, "storage": f"sqlite:///{folder / 'study.db'}", "load_if_exists": True}
         study = optuna.create_study(direction=direction, **kept)
         if trials is None or len(study.trials) < trials:
             try:
                 trainer.hyperparameter_search(
-                    hp_space=suggest_training,
+                    hp_space=lambda trial: suggest(trial, TRAINING_SPACE, fixed),
                     compute_objective=lambda metrics: metrics[f"eval_{run.training.metric_for_best_model}"],
                     n_trials=None if trials is None else trials - len(study.trials),
                     direction=direction,
@@ -105,8 +113,8 @@ def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = N
         write_best(optuna.load_study(study_name=STUDY, storage=kept["storage"]), run, recipe, flags, folder)
 
 
-def make_trainer(run: Run) -> RNNSentTrainer:
-    """A trainer that makes a new model for every trial."""
+def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
+    """A trainer that makes a new model for every trial, with all but the `fixed` settings searched for."""
     arguments = run.training
     texts = load_labeled_texts(run.data, run.model.problem_type)
     tokenizer = build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
@@ -121,7 +129,7 @@ def make_trainer(run: Run) -> RNNSentTrainer:
 
     def make_model(trial=None):
         set_seed(arguments.seed)
-        chosen = {} if trial is None else suggest_model(trial)
+        chosen = {} if trial is None else suggest(trial, MODEL_SPACE, fixed)
         own = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **texts.labels.config}
         model = RNNSentForSequenceClassification(RNNSentConfig(**{**given, **chosen, **own}))
         set_seed(arguments.seed)  # as `Trainer` does when it is given a model: the recipe written is to give the same
@@ -148,7 +156,7 @@ def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path):
     given = run.settings(None)  # the recipe's with the flags; what only the search had is not in it
     own = {"output_dir", "save_strategy", "load_best_model_at_end", "eval_strategy", "disable_tqdm"}
     settings = {name: value for name, value in settings.items() if name in given or name in own}
-    flagged = {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")} - own
+    flagged = names_of(flags) - own
     settings |= {name: given[name] for name in flagged if name in given}
     settings |= best.params
     tried = f"the best of {len(study.trials)} settings tried: {metric} {best.value:.4f} on validation"

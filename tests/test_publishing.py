@@ -66,6 +66,7 @@ def test_run_is_pushed_and_loads_without_the_package(hub, reviews, tmp_path):
     assert any(request.startswith("PUT /large/") for request in hub.requests)
     card = ModelCard(pushed["README.md"].decode())
     assert card.data.eval_results and card.data.pipeline_tag == "text-classification"
+    assert 'model="owner/sentiment"' in card.text  # the card's example is one that runs
     answers = classify("owner/sentiment")
     assert answers == classify(output)
     # Pinned to a revision, the model stays what it was whatever is pushed after it.

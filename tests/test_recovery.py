@@ -40,6 +40,7 @@ EVERYTHING = (
     "--save_total_limit=2",
     "--load_best_model_at_end",
     "--metric_for_best_model=loss",
+    "--early_stopping_patience=3",
     "--disable_tqdm=true",
 )
 
@@ -215,6 +216,41 @@ def test_finished_run_is_left_as_it_is(undisturbed, flags):
     result = train(*flags, f"--output_dir={output}", RESUME)
     assert "holds a finished run: there is nothing to go on with" in result.stdout
     assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint_unless_it_is_overwritten(flags, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    process = start(*flags, f"--output_dir={output}")
+    until(lambda: (output / "checkpoint-10").exists(), process)
+    process.kill()
+    process.communicate()
+    line = fails(*flags, f"--output_dir={output}", RESUME, "--learning_rate=0.02")
+    assert "is of a run with learning_rate=0.01, this one has learning_rate=0.02" in line
+    other = [*flags, f"--output_dir={output}", RESUME, "--overwrite_output_dir", "--learning_rate=0.02"]
+    train(*other, "--max_steps=3")  # starts again, since what lies there is another run
+    assert read(output / "trainer_state.json")["global_step"] == 3
+    # The same run, told to overwrite and to go on, goes on.
+    process = start(*flags, f"--output_dir={output}", "--overwrite_output_dir")
+    until(lambda: (output / "checkpoint-10").exists(), process)
+    process.kill()
+    process.communicate()
+    result = train(*flags, f"--output_dir={output}", "--overwrite_output_dir", RESUME)
+    same(output, undisturbed[0])
+    assert "holds no checkpoint" not in result.stderr
+
+
+def test_early_stopping_counts_on_after_a_stop(flags, tmp_path):
+    """With a learning rate of nothing the second evaluation is no better, and the third ends the run."""
+    stopped = [*flags, "--learning_rate=1e-12", "--early_stopping_patience=2"]
+    train(*stopped, f"--output_dir={tmp_path / 'whole'}")
+    output = tmp_path / "run"
+    process = start(*stopped, f"--output_dir={output}")
+    until(lambda: (output / "checkpoint-10").exists(), process)
+    process.kill()
+    process.communicate()
+    train(*stopped, f"--output_dir={output}", RESUME)
+    assert read(output / "trainer_state.json")["global_step"] == 15
+    same(output, tmp_path / "whole")
 
 
 def test_second_run_into_the_same_directory_is_refused(flags, undisturbed, tmp_path):

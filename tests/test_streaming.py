@@ -76,6 +76,18 @@ def test_the_answer_is_always_that_to_the_words_so_far(classify):
     assert streams.finish("a") == expected(classify, "a good film great")
 
 
+def test_a_bad_piece_changes_nothing_and_loading_beats_what_was_read(classify, tmp_path):
+    streams = StreamingClassifier(classify.model, TOKENIZER)
+    streams.feed({"a": "good bad "})
+    streams.save(str(tmp_path / "s.safetensors"))
+    with pytest.raises(InputError, match="the piece of 'b' is no valid Unicode"):
+        streams.feed({"a": "dull ", "b": "x\ud800 "})
+    assert streams.streams == ["a"] and streams.feed({"a": ""})["a"] == expected(classify, "good bad")
+    streams.feed({"a": "dull dull film "})
+    streams.load(str(tmp_path / "s.safetensors"))
+    assert streams.feed({"a": ""})["a"] == expected(classify, "good bad")
+
+
 def test_what_cannot_be_streamed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="bidirectional=False.*backward direction starts at a text's end"):
         StreamingClassifier(make_model(tmp_path, bidirectional=True), TOKENIZER)
