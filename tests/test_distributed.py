@@ -190,6 +190,15 @@ def test_fewer_processes_than_asked_for_is_said(odd, tmp_path):
     assert "asked for" not in result.stderr
 
 
+@pytest.mark.slow
+def test_bfloat16_trains_to_the_same_accuracy(odd, tmp_path):
+    """Where the device multiplies in it; elsewhere the layers stay in float32 and the flag changes nothing."""
+    flags = [*odd[1], *SMALL, "--pooling=max", "--num_train_epochs=6", "--learning_rate=0.02"]
+    for name, more in (("float32", []), ("bf16", ["--bf16"])):
+        train(*flags, *more, f"--output_dir={tmp_path / name}")
+        assert results(tmp_path / name)["accuracy"] > 0.9
+
+
 @pytest.fixture(scope="module")
 def process_group():
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
