@@ -4,9 +4,9 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas
@@ -105,9 +105,12 @@ def test_every_command_shows_an_example(command):
 
 
 def test_interrupted_command_has_its_status(book_run):
-    process = subprocess.Popen([RNNSENT, "predict", str(book_run)], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(8)
-    process.send_signal(2)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([RNNSENT, "predict", str(book_run)], stdin=pipe, stdout=pipe, stderr=pipe)
+    process.stdin.write(b"dull\n")
+    process.stdin.flush()
+    assert process.stdout.readline()  # it has started
+    process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130 and b"Traceback" not in process.stderr.read()
 
 

@@ -60,8 +60,9 @@ def test_table_and_other_columns(models, reviews, tmp_path):
     )
     names = ("--text_column_name=review", "--label_column_name=stars")
     lines = evaluate(models[0], f"--input={tmp_path / 't.jsonl'}", *names).stdout.splitlines()
-    assert lines[0].split() == ["accuracy", "precision", "recall", "f1", "roc_auc"] and len(lines) == 2
-    assert lines[1].startswith(str(models[0])) and len(lines[1].split()) == 6
+    metrics_shown = ["accuracy", "precision", "recall", "f1", "roc_auc", "calibration_error"]
+    assert lines[0].split() == ["model", *metrics_shown] and len(lines) == 2
+    assert lines[1].startswith(str(models[0])) and len(lines[1].split()) == 7
 
 
 def test_integers_are_ids_unless_the_names_are_numbers():
