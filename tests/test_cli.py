@@ -106,7 +106,13 @@ def test_every_command_shows_an_example(command):
 
 def test_interrupted_command_has_its_status(book_run):
     pipe = subprocess.PIPE
-    process = subprocess.Popen([RNNSENT, "predict", str(book_run)], stdin=pipe, stdout=pipe, stderr=pipe)
+    process = subprocess.Popen(
+        [RNNSENT, "predict", str(book_run)],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest-xdist's workers ignore it
+    )
     process.stdin.write(b"dull\n")
     process.stdin.flush()
     assert process.stdout.readline()  # it has started
