@@ -19,6 +19,7 @@ from .errors import InputError
 from .metrics import probabilities
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .ngrams_rnnsent import find_ngrams
+from .scoring import load_torch_scorer
 
 # Tokens of a batch of variants of one text.
 _BATCH_TOKENS = 16384
@@ -77,13 +78,7 @@ class Explainer:
     @classmethod
     def from_pretrained(cls, name: str) -> "Explainer":
         """An explainer of the model of a directory or Hub id."""
-        from .scoring import OnnxScorer, load_scorer
-
-        scorer = load_scorer(name)
-        if isinstance(scorer, OnnxScorer):
-            raise InputError(
-                f"{name!r} holds an exported model, which has no gradients: name the model it was made of."
-            )
+        scorer = load_torch_scorer(name, "which has no gradients")
         return cls(scorer.model, scorer.tokenizer)
 
     def __call__(

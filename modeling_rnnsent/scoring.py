@@ -86,6 +86,14 @@ class OnnxScorer:
         return self.session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
 
 
+def load_torch_scorer(name: str, lack: str) -> TorchScorer:
+    """As [`load_scorer`] on the CPU; an exported model is refused with what it lacks (`lack`)."""
+    scorer = load_scorer(name)
+    if isinstance(scorer, OnnxScorer):
+        raise InputError(f"{name!r} is an exported model, {lack}: name the model it was made of.")
+    return scorer
+
+
 def load_scorer(name: str, device: torch.device | str = "cpu") -> TorchScorer | OnnxScorer:
     """
     A trained or exported model.

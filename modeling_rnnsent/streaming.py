@@ -16,6 +16,7 @@ from .data import pad
 from .errors import InputError, loading
 from .metrics import probabilities
 from .modeling_rnnsent import RNNSentForSequenceClassification
+from .scoring import load_torch_scorer
 from .tokenization import HTML_TAG, WordEncoder
 
 # The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
@@ -72,13 +73,7 @@ class StreamingClassifier:
     @classmethod
     def from_pretrained(cls, name: str) -> "StreamingClassifier":
         """A classifier with the model of a directory or Hub id."""
-        from .scoring import OnnxScorer, load_scorer
-
-        scorer = load_scorer(name)
-        if isinstance(scorer, OnnxScorer):
-            raise InputError(
-                f"{name!r} holds an exported model, which carries no state: name the model it was made of."
-            )
+        scorer = load_torch_scorer(name, "which carries no state")
         return cls(scorer.model, scorer.tokenizer)
 
     @property

@@ -39,6 +39,9 @@ logger = logging.get_logger(__name__)
 # From this many elements on, rows of an embedding are updated when they are read. Below, a dense update takes less.
 LAZY_ELEMENTS = 1 << 22
 
+# Without it, unlabelled batches that are drawn from the training texts would be the labelled ones over again.
+_OTHER_ORDER = 1 << 20
+
 
 class _Steering(TrainerCallback):
     """Tells the sampler its epoch, and has a run that was told to stop save itself first."""
@@ -128,7 +131,7 @@ class RNNSentTrainer(Trainer):
                 self.unlabeled_dataset,
                 self.data_collator,
                 self.args.unlabeled_batch_size or self.args.per_device_train_batch_size,
-                seed=self.args.seed,
+                seed=self.args.seed + _OTHER_ORDER,
                 start=done * processes + self.args.process_index,
                 step=processes,
             )
@@ -220,7 +223,7 @@ class RNNSentTrainer(Trainer):
         `Trainer` takes the mean over batches, in which a smaller last one counts like the others, and with several
         processes a text that fills one up counts twice.
         """
-        if self.data_collator.labels_are_ids:
+        if getattr(self.data_collator, "labels_are_ids", False):  # anybody's collator will do for a classifier
             return self._evaluate_language_model(dataloader, metric_key_prefix)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if output.predictions is not None and output.label_ids is not None:
