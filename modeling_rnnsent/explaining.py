@@ -67,7 +67,7 @@ class Explainer:
     >>> from modeling_rnnsent.explaining import Explainer
 
     >>> explanation = Explainer.from_pretrained("runs/default")("A dull film with a great ending.")
-    >>> dict(zip(explanation.words, explanation.contributions.round(2)))
+    >>> dict(zip(explanation.words, explanation.contributions.round(2).tolist()))
     ```
     """
 
@@ -190,7 +190,7 @@ class Explainer:
         found = (1 - weight) * gradients.sum(dim=-1).squeeze(0)
         if weight > 0:
             found = found + weight * self._ngram_contributions(input_ids, target)
-        return found.detach().cpu().numpy() / self.config.temperature
+        return found.detach().cpu().double().numpy() / self.config.temperature
 
     def _score(self, logits: Tensor, target: int) -> Tensor:
         """The label's logit, minus the mean of the others where only one can be right: `(batch,)`."""

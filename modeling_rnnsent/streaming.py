@@ -45,10 +45,10 @@ class StreamingClassifier:
 
     >>> streams = StreamingClassifier.from_pretrained("runs/book")
     >>> streams.feed({"caller 1": "I have been wai", "caller 2": "Thank you, "})
-    >>> streams.feed({"caller 1": "ting for an hour."})
-    {'caller 1': {'label': '0', 'score': 0.71}}
-    >>> streams.finish("caller 1")
-    {'label': '0', 'score': 0.74}
+    >>> streams.feed({"caller 1": "ting for an hour."})["caller 1"].keys()
+    dict_keys(['label', 'score'])
+    >>> streams.finish("caller 1").keys()
+    dict_keys(['label', 'score'])
     ```
     """
 
@@ -142,7 +142,7 @@ class StreamingClassifier:
 
     def _model_id(self) -> str:
         """Tells models apart: their shape, and the sum of each weight."""
-        sums = [float(parameter.double().sum()) for parameter in self.model.parameters()]
+        sums = [float(parameter.detach().double().sum()) for parameter in self.model.parameters()]
         return json.dumps([self.config.cell_type, self.config.hidden_size, sums])
 
     def _check(self, name: str):
