@@ -29,7 +29,13 @@ from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_f
 from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
 from modeling_rnnsent.explaining import Explainer
-from modeling_rnnsent.launching import from_main_process, stop_request, use_threads, warn_of_missing_processes
+from modeling_rnnsent.launching import (
+    from_main_process,
+    process_group,
+    stop_request,
+    use_threads,
+    warn_of_missing_processes,
+)
 from modeling_rnnsent.metrics import fit_temperature, metrics_for, probabilities
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.publishing import publish_run
@@ -47,7 +53,11 @@ EXAMPLES = (
 
 
 def main():
-    run = parse_run()
+    with process_group():
+        start(parse_run())
+
+
+def start(run: Run):
     arguments = run.training
     if not arguments.should_log:
         datasets.disable_progress_bars()

@@ -253,3 +253,28 @@ def test_batches_of_processes_are_about_equally_long():
     again = EpochSampler(len(lengths), seed=1, lengths=lengths, batch_size=32)
     again.set_epoch(1)
     assert list(again) == list(sampler)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are listed under /proc")
+def test_no_thread_of_the_connection_is_left_at_the_end(tmp_path):
+    """One that frees a tensor after the interpreter's end aborts a process that had done everything."""
+    script = tmp_path / "connect.py"
+    script.write_text(
+        "import os, torch\n"
+        "from torch import distributed\n"
+        "from torch.nn.parallel import DistributedDataParallel\n"
+        "from modeling_rnnsent.launching import process_group\n"
+        "def threads():\n"
+        "    return [open(f'/proc/self/task/{task}/comm').read() for task in os.listdir('/proc/self/task')]\n"
+        "def work():\n"
+        f"    address = 'tcp://127.0.0.1:{free_port()}'\n"
+        "    distributed.init_process_group('gloo', init_method=address, rank=0, world_size=1)\n"
+        "    model = DistributedDataParallel(torch.nn.Linear(2, 1))\n"
+        "    model(torch.ones(1, 2)).sum().backward()\n"
+        "    model.itself = [model]\n"
+        "    assert any('gloo' in name for name in threads())\n"
+        "with process_group():\n"
+        "    work()\n"
+        "assert not any('gloo' in name for name in threads()), threads()\n"
+    )
+    run(sys.executable, script, PYTHONPATH=str(ROOT))
