@@ -82,13 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.read_body()
         for pattern, action in (
             (r"POST /api/repos/create", self.create),
-            (r"POST /api/models/(.+)/preupload/(.+)", self.preupload),
+            (r"POST /api/(?:models|spaces)/(.+)/preupload/(.+)", self.preupload),
             (r"POST /(.+)\.git/info/lfs/objects/batch", self.batch),
             (r"PUT /large/(.+)", self.take_large),
-            (r"POST /api/models/(.+)/commit/(.+)", self.take_commit),
-            (r"GET /api/models/(.+)/revision/(.+)", self.info),
-            (r"GET /api/models/(.+)/tree/([^/]+)/?.*", self.tree),
-            (r"(?:GET|HEAD) /(.+)/resolve/([^/]+)/(.+)", self.resolve),
+            (r"POST /api/(?:models|spaces)/(.+)/commit/(.+)", self.take_commit),
+            (r"GET /api/(?:models|spaces)/(.+)/revision/(.+)", self.info),
+            (r"GET /api/(?:models|spaces)/(.+)/tree/([^/]+)/?.*", self.tree),
+            (r"(?:GET|HEAD) /(?:spaces/)?(.+)/resolve/([^/]+)/(.+)", self.resolve),
             (r"GET /api/whoami-v2", lambda body: self.send({"name": self.user(), "type": "user"})),
             (r"POST /api/validate-yaml", lambda body: self.send({"errors": [], "warnings": []})),
         ):

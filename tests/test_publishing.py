@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
-from conftest import SMALL, train
+from conftest import ROOT, SMALL, run, train
 from hub_server import HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard
+from test_distributed import free_port
 from test_training import fails, read
 
 CLASSIFY = """
@@ -149,3 +151,38 @@ def test_server_that_is_not_there_is_said(pushing, tmp_path):
     assert "the connection failed" in line
     offline = fails(*pushing[1], **environment)
     assert "offline" in offline.lower()
+
+
+@pytest.mark.slow
+def test_space_that_the_readmes_commands_upload_answers(hub, book_run, tmp_path):
+    gradio_client = pytest.importorskip("gradio_client")
+    commands = [
+        line.split("  #")[0] for line in (ROOT / "README.md").read_text().split("\n") if "--repo-type space" in line
+    ]
+    commands.append(f"hf upload owner/sentiment {book_run} .")
+    for command in commands:
+        run("bash", "-c", command.replace("USER/SPACE", "owner/page"), HF_HUB_OFFLINE="0")
+    folder = tmp_path / "space"
+    for name, content in hub.files("owner/page").items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    card = SpaceCard.load(folder / "README.md").data
+    assert (folder / card.app_file).exists() and f"gradio=={card.sdk_version}" in (ROOT / "constraints.txt").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {*project["dependencies"], *project["optional-dependencies"]["explain"]}
+    assert set((folder / "requirements.txt").read_text().split("\n")[1:]) - {""} == wanted
+
+    port = free_port()
+    environment = {**os.environ, "RNNSENT_MODELS": "owner/sentiment", "GRADIO_SERVER_PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, card.app_file], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert any("Running on" in line for line in process.stdout)
+        client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
+        answer = client.predict("owner/sentiment", "a wonderful film", api_name="/classify")[0]
+        expected = classify(book_run)[0]
+        assert answer["label"] == expected["label"]
+        assert answer["confidences"][0]["confidence"] == pytest.approx(expected["score"], abs=1e-4)
+    finally:
+        process.kill()
