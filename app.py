@@ -146,7 +146,14 @@ def make_page(models: list[str]) -> gr.Blocks:
             start = gr.Button("Classify the file", variant="primary", elem_id="classify-file")
             summary = gr.Markdown(elem_id="summary")
             result = gr.File(label="Labels", interactive=False, elem_id="labels")
-            start.click(classify_file, [model, file, column], [result, summary], api_name="classify_file")
+            # One after the other: each takes every core.
+            start.click(
+                classify_file,
+                [model, file, column],
+                [result, summary],
+                api_name="classify_file",
+                concurrency_limit=1,
+            )
     return page
 
 

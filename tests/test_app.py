@@ -131,6 +131,27 @@ def test_two_users_at_once_get_their_own_answers(browser, address):
         page.close()
 
 
+def test_two_users_files_at_once_are_told_apart(browser, address, tmp_path):
+    pages, files = [browser.new_page(accept_downloads=True) for _ in range(2)], []
+    for index, (page, text) in enumerate(zip(pages, ("wonderful touching film", "awful boring film"))):
+        files.append(tmp_path / f"texts{index}.txt")
+        files[-1].write_text(f"{text}\n" * (3000 + index))
+        page.goto(address)
+        page.get_by_role("tab", name="A file").click()
+        page.set_input_files("#file input[type=file]", str(files[-1]))
+        page.get_by_text(files[-1].name).first.wait_for()
+    for page in pages:
+        page.click("#classify-file")
+    for index, page in enumerate(pages):
+        page.get_by_text(f"{3000 + index:,} texts classified").wait_for()
+        with page.expect_download() as download:
+            page.click("#labels a[download]")
+        download.value.save_as(tmp_path / "labels.csv")
+        found = pandas.read_csv(tmp_path / "labels.csv")
+        assert len(found) == 3000 + index and set(found["label"]) == {1 - index}
+        page.close()
+
+
 def test_a_phones_width_is_enough(page):
     page.set_viewport_size({"width": 360, "height": 740})
     page.fill("#text textarea", TEXT)
