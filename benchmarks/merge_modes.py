@@ -27,7 +27,7 @@ def train(recipe: str, flags: list[str], folder: Path) -> dict:
     return {
         "validation accuracy": f"{read['eval']['eval_accuracy']:.4f}",
         "test accuracy": f"{read['test']['test_accuracy']:.4f}",
-        "minutes": round(read["train"]["train_runtime"] / 60, 1),
+        "minutes": round(read["train"]["total_runtime"] / 60, 1),
     }
 
 

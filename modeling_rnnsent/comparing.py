@@ -21,8 +21,8 @@ def compare_runs(folders: list[str]) -> list[dict[str, Any]]:
         folders (`list[str]`): Directories that `train.py` wrote.
 
     Returns:
-        `list[dict[str, Any]]`: for each `run`, the metrics on `split` (test where there is one), its `texts`, training
-        `minutes`, and as `settings` a mapping of those in which the runs differ.
+        `list[dict[str, Any]]`: for each `run`, the metrics on `split` (test where there is one), its `texts`, the
+        command's `minutes`, and as `settings` a mapping of those in which the runs differ.
 
     Raises:
         InputError: where a directory holds no finished run.
@@ -42,14 +42,14 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         results = {"run": str(folder), "split": "validation" if split == "eval" else split}
         results["texts"] = measured[f"{split}_samples"]
         results |= {name: measured[f"{split}_{name}"] for name in _METRICS if f"{split}_{name}" in measured}
-        results["minutes"] = round(training["train_runtime"] / 60, 2)
+        results["minutes"] = round(training["total_runtime"] / 60, 2)
         return results, recipe
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"{str(folder)!r} holds no finished run of train.py ({error}).") from error
 
 
 def draw_comparison(rows: list[dict[str, Any]], path: str):
-    """Each run's accuracy with its 95 % interval (or its first metric) against its minutes of training."""
+    """Each run's accuracy with its 95 % interval (or its first metric) beside its minutes."""
     metric = next((name for name in _METRICS if all(name in row for row in rows)), None)
     if metric is None:
         raise InputError("the runs have no metric in common to draw.")
