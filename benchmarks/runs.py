@@ -3,9 +3,9 @@ Gathers finished runs of the full IMDb data, and draws accuracy against minutes 
 
     python benchmarks/runs.py DIRECTORY ...
 
-Every DIRECTORY is an `output_dir` named RECIPE-SEED, as `default-1`. Minutes are those of the whole command, and of the
-one that trained what it starts from where that is a directory as well. They go to `results/runs.json`, beside those that
-it holds already, and into `../docs/accuracy.png`.
+Every DIRECTORY is an `output_dir` named RECIPE-SEED, as `default-1`. Minutes are those of the whole command, and of
+the one that trained what it starts from where that is a directory as well. They go to `results/runs.json`, beside those
+that it holds already, and into `../docs/accuracy.png`.
 """
 
 import json

@@ -3,9 +3,9 @@
 
     python benchmarks/small_data.py [DATASET]
 
-100 to 22,500 of IMDb's reviews, validated on a quarter as many (2,500 at most) and tested on 5,000, which are drawn into
-`../docs/learning_curve.png`; and 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be told
-by the library that they come from. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout.
+100 to 22,500 of IMDb's reviews, validated on a quarter as many (2,500 at most) and tested on 5,000, drawn into
+`../docs/learning_curve.png`; and 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be
+told by the library that they come from. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout.
 """
 
 import ast
