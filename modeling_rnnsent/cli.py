@@ -8,7 +8,9 @@ command line is wrong, 130 that it was interrupted.
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 
 from .errors import InputError, one_line_errors
@@ -180,7 +182,18 @@ def _texts(arguments: argparse.Namespace) -> Iterator[list[str]]:
         return iter([arguments.texts])
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("give texts, or one a line on standard input.")
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        signal.signal(signal.SIGINT, _end_at_once)
     return _lines(sys.stdin.fileno())
+
+
+def _end_at_once(number: int, frame):
+    """
+    For what reads a pipe: there is nothing to put in order, and an exception that came while Python tidies up an object
+    would be swallowed, so that the program read on.
+    """
+    os.write(2, b"error: interrupted\n")
+    os._exit(128 + number)
 
 
 def _lines(descriptor: int) -> Iterator[list[str]]:
