@@ -51,14 +51,14 @@ def warn_of_missing_processes(arguments: RNNSentTrainingArguments):
     """
     Says so where a run has fewer processes than `accelerate launch` was asked for.
 
-    Without GPUs it starts one, whatever `--num_processes` or its configuration file say.
+    Without GPUs it starts one, whatever `--num_processes` or its configuration file say, but for `--multi_gpu`.
     """
     asked = _processes_asked_for()
     if asked is not None and asked > arguments.world_size and arguments.should_log:
         logger.warning(
             f"accelerate launch was asked for {asked} processes and started {arguments.world_size}: without GPUs it "
             f"starts no more. This run has {arguments.world_size}. On CPUs, several are started by: "
-            f"torchrun --nproc_per_node {asked} train.py ..."
+            f"accelerate launch --multi_gpu --num_processes {asked} train.py ..."
         )
 
 

@@ -1,4 +1,4 @@
-"""Several processes: real ones, by `torchrun`, on one machine and on two."""
+"""Several processes: real ones, by `torchrun` and `accelerate launch`, on one machine and on two."""
 
 import json
 import os
@@ -31,11 +31,14 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def torchrun(*flags, machines=1, machine=0, port=None) -> list[str]:
-    """The command that starts two processes, on one machine or as one of several."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={2 // machines}"]
-    command += [f"--nnodes={machines}", f"--node_rank={machine}", "--master_addr=127.0.0.1"]
-    return [*command, f"--master_port={port or free_port()}", "train.py", *map(str, flags)]
+def torchrun(*flags) -> list[str]:
+    """The command that starts two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    return [*command, f"--master_port={free_port()}", "train.py", *map(str, flags)]
+
+
+def accelerate_launch(*flags) -> list[str]:
+    return [sys.executable, "-m", "accelerate.commands.launch", *map(str, flags)]
 
 
 def results(folder, split="test"):
@@ -139,13 +142,22 @@ def test_two_machines_train_one_model(odd, tmp_path):
     flags = [*odd[1], *SMALL, "--max_steps=10", "--save_strategy=no"]
     port, processes = free_port(), []
     for machine in range(2):
-        command = torchrun(*flags, f"--output_dir={tmp_path / 'two'}", machines=2, machine=machine, port=port)
+        command = accelerate_launch(
+            "--config_file=configuration/accelerate/multi_machine.yaml",
+            "--num_processes=2",
+            f"--machine_rank={machine}",
+            f"--main_process_port={port}",
+            "train.py",
+            *flags,
+            f"--output_dir={tmp_path / 'two'}",
+        )
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
     printed = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert "Three examples:" in printed[0] and "Three examples:" not in printed[1]
-    run(*torchrun(*flags, f"--output_dir={tmp_path / 'one'}"))
+    launch = accelerate_launch("--multi_gpu", "--num_processes=2", f"--main_process_port={free_port()}")
+    assert "asked for" not in run(*launch, "train.py", *flags, f"--output_dir={tmp_path / 'one'}").stderr
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for key, value in first.items():
         torch.testing.assert_close(second[key], value, rtol=1e-5, atol=1e-6)
@@ -176,10 +188,10 @@ def test_interrupted_run_of_two_processes_goes_on_to_the_same_end(odd, tmp_path)
 
 @pytest.mark.slow
 def test_fewer_processes_than_asked_for_is_said(odd, tmp_path):
-    launch = [os.path.join(os.path.dirname(sys.executable), "accelerate"), "launch", "--cpu"]
+    launch = accelerate_launch("--cpu")
     flags = ["train.py", *odd[1], *SMALL, "--max_steps=2"]
     result = run(*launch, "--num_processes=2", *flags, f"--output_dir={tmp_path / 'two'}")
-    assert "asked for 2 processes and started 1" in result.stderr and "torchrun --nproc_per_node 2" in result.stderr
+    assert "asked for 2 processes and started 1" in result.stderr and "--multi_gpu --num_processes 2" in result.stderr
     config = tmp_path / "config.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"
