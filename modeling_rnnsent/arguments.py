@@ -117,6 +117,8 @@ DATA_SOURCE_FIELDS = (
     "label_column_name",
     "holdout_block_size",
 )
+# How much of it: in a recipe, this goes with them.
+DATA_LIMIT_FIELDS = ("max_train_samples", "max_eval_samples", "max_test_samples")
 
 
 @dataclass
@@ -368,7 +370,7 @@ def parse_run(argv: list[str] | None = None) -> Run:
         if flag not in known and flag.removeprefix("no_") not in known:
             raise InputError(f"unknown flag --{flag}.{_nearest(flag, known, '--')}")
     if given & set(DATA_SOURCE_FIELDS):
-        recipe = {key: value for key, value in recipe.items() if key not in DATA_SOURCE_FIELDS}
+        recipe = {key: value for key, value in recipe.items() if key not in DATA_SOURCE_FIELDS + DATA_LIMIT_FIELDS}
 
     given |= recipe.keys()
     # Made before the run's own: every new one resets the state that `accelerate` keeps for the process.

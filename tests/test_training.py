@@ -252,11 +252,14 @@ class TestRecipesAndFlags:
         assert parse_run(["--bidirectional"]).model.bidirectional is True
 
     def test_a_data_flag_replaces_all_of_the_recipes_data(self, tmp_path):
-        path = self.recipe(tmp_path, dataset_name="some/data", text_column_name="review", validation_size=0.2)
+        source = {"dataset_name": "some/data", "text_column_name": "review", "max_train_samples": 100}
+        path = self.recipe(tmp_path, **source, validation_size=0.2)
         assert parse_run([path]).data.dataset_name == "some/data"
         data = parse_run([path, "--train_file", "mine.csv"]).data
         assert (data.dataset_name, data.text_column_name, data.train_file) == (None, "text", "mine.csv")
-        assert data.validation_size == 0.2  # how to split is not where from
+        assert data.max_train_samples is None and data.validation_size == 0.2  # how to split is not where from
+        data = parse_run([path, "--max_train_samples", "50"]).data
+        assert (data.dataset_name, data.max_train_samples) == ("some/data", 50)
 
     def test_numbers_as_yaml_reads_them(self, tmp_path):
         (tmp_path / "recipe.yaml").write_text(
