@@ -6,8 +6,8 @@ A fuzz run guided by coverage (atheris, libFuzzer): what comes after is a right 
 `text` goes from any text to probabilities, through the pipeline and through `BulkClassifier`, which must agree;
 `config` from any JSON object to a model that classifies.
 
-Tried by hand on 2026-11-24 for half an hour each: `text` 461,531 runs, `config` 893,075, and nothing found. An hour needs
--rss_limit_mb=8192: what atheris adds to Python code loses some 4 KB a run; without it memory stays flat.
+Tried by hand on 2026-11-24 for half an hour each: `text` 461,531 runs, `config` 893,075, and nothing found. An hour
+needs -rss_limit_mb=8192: what atheris adds to Python code loses some 4 KB a run; without it memory stays flat.
 """
 
 import json
