@@ -1,5 +1,6 @@
 """
-Input that is larger than memory: INPUT_GB says how many gigabytes (0.1 unless told; 10 by hand: predicting 454 then 468 MiB, training 420 then 1,277).
+Input that is larger than memory: INPUT_GB says how many gigabytes (0.1 unless told). By hand, 10: predicting took 468
+MiB (454 for a hundredth of it), training 1,277 (420).
 
 Programs may keep a few bytes of a row, never its text.
 """
