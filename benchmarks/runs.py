@@ -89,5 +89,7 @@ if __name__ == "__main__":
         rows = {(row["recipe"], row["seed"]): row for row in json.loads(held.read_text())["rows"]} | rows
     rows = sorted(rows.values(), key=lambda row: (row["recipe"], row["seed"]))
     show("IMDb, 25,000 test reviews", group(rows))
-    write("runs", describe_machine(), rows)
+    machine = describe_machine()
+    del machine["threads"]  # this process's, not the runs'
+    write("runs", machine, rows)
     draw(rows, json.loads((RESULTS / "baselines.json").read_text())["rows"])

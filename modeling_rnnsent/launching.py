@@ -124,7 +124,7 @@ stop_request = StopRequest()
 def process_group() -> Iterator[None]:
     """
     Ends the processes' connection with the work. Left open, a thread of it may ask the ended interpreter to free a
-    tensor, and the process, which had done everything, ends with SIGABRT (one in ten on a busy machine).
+    tensor, and the process, which had done everything, ends with SIGABRT (5 of 72 runs on a busy machine).
     """
     try:
         yield
