@@ -1,8 +1,8 @@
 """
 The console script `rnnsent`: one program with a command for each thing to do with a trained model.
 
-Status 0 says that all went well, 1 that an input cannot be used (one line on standard error names it), 2 that the
-command line is wrong, 130 that it was interrupted.
+Status 0 says that all went well, 1 that what was given cannot be used (one line on standard error names it), 2 that it
+is no command line of this program, 130 that it was interrupted, 141 that the reader of its output went away.
 """
 
 import argparse
@@ -148,6 +148,7 @@ def _add_tune(commands):
     command.add_argument("--output", default="runs/tuned", help="directory to write (default: runs/tuned)")
     command.add_argument("--minutes", type=float, default=60, help="time budget (default: 60)")
     command.add_argument("--trials", type=int, help="most trainings in all (default: as many as the time allows)")
+    command.add_argument("--json", action="store_true", help="print the best settings as one JSON object")
 
 
 def predict(arguments: argparse.Namespace):
@@ -159,6 +160,8 @@ def predict(arguments: argparse.Namespace):
         return print_predictions(arguments.model, _texts(arguments), arguments.json, arguments.num_threads)
     if arguments.texts or arguments.output is None:
         raise InputError("--input goes with --output and without texts.")
+    if arguments.json:
+        raise InputError("--json is for what is printed: name an --output that ends in .jsonl.")
     from .predicting import predict_to_file
 
     options = ("text_column_name", "split", "overwrite", "num_threads")
@@ -316,7 +319,9 @@ def _print_rows(rows: list[dict], as_json: bool):
 def _cell(value) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.4g}"  # a learning rate, say
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def export(arguments: argparse.Namespace):
@@ -338,7 +343,14 @@ def tune(arguments: argparse.Namespace):
     """Searches for better settings of a recipe."""
     from .tuning import tune_recipe
 
-    tune_recipe(arguments.recipe, arguments.output, arguments.minutes, arguments.trials, arguments.flags)
+    best = tune_recipe(arguments.recipe, arguments.output, arguments.minutes, arguments.trials, arguments.flags)
+    if arguments.json:
+        print(json.dumps(best))
+        return
+    print(f"{best['trainings']} trainings, the best with {best['metric']} {best['value']:.4f} on validation:")
+    for name, value in best["settings"].items():
+        print(f"  {name}: {value:.6g}" if isinstance(value, float) else f"  {name}: {value}")
+    print(f"To train it: accelerate launch train.py {best['recipe']}")
 
 
 if __name__ == "__main__":

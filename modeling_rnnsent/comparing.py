@@ -44,7 +44,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         results |= {name: measured[f"{split}_{name}"] for name in _METRICS if f"{split}_{name}" in measured}
         results["minutes"] = round(training["total_runtime"] / 60, 2)
         return results, recipe
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except KeyError as error:
+        raise InputError(f"{str(folder)!r} is of another version of train.py: its results lack {error}.") from error
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"{str(folder)!r} holds no finished run of train.py ({error}).") from error
 
 
@@ -72,5 +74,5 @@ def draw_comparison(rows: list[dict[str, Any]], path: str):
     axes.grid(alpha=0.3, axis="x")
     try:
         figure.savefig(path, dpi=120)
-    except ValueError as error:  # an ending that is no picture's
+    except (ValueError, OSError) as error:  # an ending that is no picture's, or no place to write
         raise InputError(f"--picture {path!r}: {error}") from error

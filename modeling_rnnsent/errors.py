@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -48,10 +49,14 @@ def one_line_errors():
 @contextmanager
 def loading(what: str, name: str):
     """Says in one line that what a directory or Hub repository holds cannot be loaded."""
+    is_there, parts = Path(name).exists(), Path(name).parts
+    if not is_there and (name.startswith((".", "/", "~")) or len(parts) > 2 or parts[:1] == ("runs",)):
+        raise InputError(f"cannot load the {what} {name!r}: there is no such directory.")
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # every file has its own way to be broken
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        raise InputError(f"cannot load the {what} {name!r}: {cause}") from error
+        where = "" if is_there else "there is no such directory, and as a name on the Hub: "
+        raise InputError(f"cannot load the {what} {name!r}: {where}{cause}") from error

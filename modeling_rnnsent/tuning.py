@@ -1,5 +1,6 @@
 """`rnnsent tune`: better settings of a recipe, by `Trainer.hyperparameter_search` with Optuna, within a time budget."""
 
+import json
 import shutil
 from logging import getLogger
 from pathlib import Path
@@ -47,9 +48,11 @@ def names_of(flags: list[str]) -> set[str]:
     return {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
 
 
-def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = None, flags: list[str] | None = None):
+def tune_recipe(
+    recipe: str, output: str, minutes: float, trials: int | None = None, flags: list[str] | None = None
+) -> dict[str, Any]:
     """
-    Searches, prints the best settings and writes them as `output/recipe.yaml`, a recipe for `train.py`.
+    Searches, and writes the best settings as `output/recipe.yaml`, a recipe for `train.py`.
 
     Each training is with other settings, chosen by what the ones before it gave on the validation split (TPE), and is
     stopped early where it falls behind the others. What was tried is kept in `output/study.db`: started again, the
@@ -63,12 +66,16 @@ def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = N
         trials (`int`, *optional*): Most trainings in all, those of earlier searches counted. None: no limit.
         flags (`list[str]`, *optional*): Flags of `train.py`, which beat the recipe and are not searched for.
 
+    Returns:
+        `dict[str, Any]`: the number of `trainings` in all, the `metric` and its best `value`, the best `settings` by
+        name, and the `recipe` written.
+
     Raises:
-        InputError: where the recipe cannot be used or Optuna is missing.
+        InputError: where the recipe cannot be used, `output` holds a search of other settings, or Optuna is missing.
         Interrupted: after SIGINT or SIGTERM; what was tried is kept.
     """
     try:
-        import optuna
+        import optuna  # noqa: F401
     except ModuleNotFoundError:
         raise InputError('rnnsent tune needs Optuna: pip install "rnnsent[tune]"') from None
     if minutes <= 0 or (trials is not None and trials < 1):
@@ -78,39 +85,70 @@ def tune_recipe(recipe: str, output: str, minutes: float, trials: int | None = N
     if run.data.task != "text-classification" or run.model.model_name_or_path is not None:
         raise InputError("rnnsent tune is for a classifier that starts at random: no language model, no trained one.")
     use_threads(run.training)
+    settings = run.settings(None)  # before the search changes what it needs to
     logging.set_verbosity_error()
     # An interrupted trial is no fault of the program's, whose traceback somebody would want.
     getLogger("optuna.study._optimize").addFilter(lambda record: not record.exc_info)
     with locked(output):
-        fixed = names_of(flags)
-        if run.model.input_encoding == "one_hot":
-            fixed |= {"word_dropout", "embedding_dropout"}
-        trainer = make_trainer(run, fixed)
-        direction = "maximize" if run.training.greater_is_better else "minimize"
-        kept = {"study_name": STUDY, "storage": f"sqlite:///{folder / 'study.db'}", "load_if_exists": True}
-        study = optuna.create_study(direction=direction, **kept)
-        if trials is None or len(study.trials) < trials:
-            try:
-                trainer.hyperparameter_search(
-                    hp_space=lambda trial: suggest(trial, TRAINING_SPACE, fixed),
-                    compute_objective=lambda metrics: metrics[f"eval_{run.training.metric_for_best_model}"],
-                    n_trials=None if trials is None else trials - len(study.trials),
-                    direction=direction,
-                    backend="optuna",
-                    timeout=60 * minutes,
-                    sampler=optuna.samplers.TPESampler(seed=run.training.seed + len(study.trials)),
-                    pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-                    **kept,
-                )
-            except KeyboardInterrupt as error:
-                status = getattr(error, "status", 130) - 128
-                raise Interrupted(
-                    f"interrupted: what was tried is kept in {folder / 'study.db'}, and the same command goes on",
-                    status,
-                ) from None
-            finally:
-                shutil.rmtree(folder / "trials", ignore_errors=True)
-        write_best(optuna.load_study(study_name=STUDY, storage=kept["storage"]), run, recipe, flags, folder)
+        try:
+            study = search(run, settings, folder, names_of(flags), minutes, trials)
+        except KeyboardInterrupt as error:
+            status = getattr(error, "status", 130) - 128
+            raise Interrupted(
+                f"interrupted: what was tried is kept in {folder / 'study.db'}, and the same command goes on", status
+            ) from None
+        finally:
+            shutil.rmtree(folder / "trials", ignore_errors=True)
+        return write_best(study, run, recipe, flags, folder)
+
+
+def search(run: Run, settings: dict[str, Any], folder: Path, fixed: set[str], minutes: float, trials: int | None):
+    """The study kept in `folder` after `minutes` or `trials`; settings that are `fixed` are not searched for."""
+    import optuna
+
+    asked = {**settings, "flags": sorted(fixed)}
+    if run.model.input_encoding == "one_hot":
+        fixed = fixed | {"word_dropout", "embedding_dropout"}
+    trainer = make_trainer(run, fixed)
+    metric = run.training.metric_for_best_model
+    direction = "maximize" if run.training.greater_is_better else "minimize"
+    kept = {"study_name": STUDY, "storage": f"sqlite:///{folder / 'study.db'}", "load_if_exists": True}
+    study = optuna.create_study(direction=direction, **kept)
+    check_same_search(study, {"metric_for_best_model": metric, **asked}, folder)
+    tried = len(whole(study))
+    if trials is None or tried < trials:
+        trainer.hyperparameter_search(
+            hp_space=lambda trial: suggest(trial, TRAINING_SPACE, fixed),
+            compute_objective=lambda metrics: metrics[f"eval_{metric}"],
+            n_trials=None if trials is None else trials - tried,
+            direction=direction,
+            backend="optuna",
+            timeout=60 * minutes,
+            sampler=optuna.samplers.TPESampler(seed=run.training.seed + len(study.trials)),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+            **kept,
+        )
+    return optuna.load_study(study_name=STUDY, storage=kept["storage"])
+
+
+def whole(study) -> list:
+    """The trainings of a search that were not interrupted."""
+    return [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
+
+
+def check_same_search(study, settings: dict[str, Any], folder: Path):
+    """Keeps the settings with a new search; raises `InputError` for a search that was begun with others."""
+    settings = json.loads(json.dumps(settings))
+    held = study.user_attrs.get("settings")
+    if held is None and not study.trials:
+        study.set_user_attr("settings", settings)
+    elif held != settings:
+        held = held or {}
+        name = next(name for name in {**held, **settings} if held.get(name) != settings.get(name))
+        raise InputError(
+            f"{folder} holds a search with {name}={held.get(name)}, this one has {name}={settings.get(name)}: go on "
+            "with what it began with, or name another --output."
+        )
 
 
 def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
@@ -146,8 +184,8 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
     )
 
 
-def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path):
-    """The recipe with the flags and the best settings, and what there is to say."""
+def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
+    """Writes the recipe with the flags and the best settings; returns what there is to say."""
     finished = [trial for trial in study.trials if trial.value is not None]
     if not finished:
         raise InputError("no training came to its end in the time given: give more --minutes.")
@@ -159,10 +197,13 @@ def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path):
     flagged = names_of(flags) - own
     settings |= {name: given[name] for name in flagged if name in given}
     settings |= best.params
-    tried = f"the best of {len(study.trials)} settings tried: {metric} {best.value:.4f} on validation"
+    tried = f"the best of {len(whole(study))} settings tried: {metric} {best.value:.4f} on validation"
     head = f"# {Path(recipe).name} with {tried}.\n"
     (folder / "recipe.yaml").write_text(head + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    print(f"{len(study.trials)} trainings, the best with {metric} {best.value:.4f} on validation:")
-    for name, value in best.params.items():
-        print(f"  {name}: {value:.6g}" if isinstance(value, float) else f"  {name}: {value}")
-    print(f"To train it: accelerate launch train.py {folder / 'recipe.yaml'}")
+    return {
+        "trainings": len(whole(study)),
+        "metric": metric,
+        "value": best.value,
+        "settings": best.params,
+        "recipe": str(folder / "recipe.yaml"),
+    }

@@ -23,6 +23,10 @@ def trials(folder):
         return []
 
 
+def ended(folder):
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials(folder))
+
+
 def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp_path):
     output = tmp_path / "tuned"
     files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
@@ -36,12 +40,21 @@ def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp
     process.send_signal(signal.SIGINT)
     printed = process.communicate()[0]
     assert process.returncode == 130 and "the same command goes on" in printed and "Traceback" not in printed
-    tried = len(trials(output))
+    tried = ended(output)
     result = run(*command)
-    assert 1 <= tried <= 5 == len(trials(output)) and "5 trainings, the best with accuracy" in result.stdout
+    # The training that was interrupted is none.
+    assert 1 <= tried <= 5 == ended(output) and "5 trainings, the best with accuracy" in result.stdout
+    # Nothing is left to do, and the search says again what it found.
+    best = json.loads(run(*command, "--json").stdout)
+    assert best["trainings"] == 5 and best["recipe"] == str(output / "recipe.yaml")
+    written = (output / "recipe.yaml").read_text()
+    for other in (["--embedding_size=8"], ["--metric_for_best_model=loss"]):  # whose values are of another kind
+        refused = run(*command, *other, check=False)
+        assert refused.returncode == 1 and "holds a search with" in refused.stderr
+    assert (output / "recipe.yaml").read_text() == written and not (output / "trials").exists()
     study = optuna.load_study(study_name="rnnsent", storage=f"sqlite:///{output / 'study.db'}")
     recipe = yaml.safe_load((output / "recipe.yaml").read_text())
-    assert {name: recipe[name] for name in study.best_params} == study.best_params
+    assert {name: recipe[name] for name in study.best_params} == study.best_params == best["settings"]
     assert recipe["ngram_order"] == 3 and recipe["train_file"] == str(reviews / "train.csv")
     assert "dataset_name" not in recipe and recipe["load_best_model_at_end"] and not (output / "trials").exists()
     # The best run's own evaluation comes again when the recipe is trained.
