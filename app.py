@@ -104,7 +104,8 @@ def classify_file(name: str, path: str | None, column: str, progress=gr.Progress
     try:
         if not path:
             raise InputError("Choose a file first.")
-        texts = stream_texts(path, column.strip() or "text")
+        texts, total = (stream_texts(path, column.strip() or "text") for _ in range(2))
+        total = sum(1 for _ in total)  # a first reading takes little beside what follows, and what is wrong is said now
         explainer = load(name)
         answers = BulkClassifier(TorchScorer(explainer.model, explainer.tokenizer))(texts)
         output, number = Path(tempfile.mkdtemp()) / f"{Path(path).stem}-labels.csv", 0
@@ -113,9 +114,10 @@ def classify_file(name: str, path: str | None, column: str, progress=gr.Progress
             for number, row in enumerate(answers, start=1):
                 write(np.round(row, 6).tolist())
                 if number % 200 == 0:
-                    progress((number, None), desc="Classifying", unit="texts")
+                    progress((number, total), desc="Classifying", unit="texts")
     except (InputError, OSError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        message = str(error).replace(repr(path), repr(Path(path).name)) if path else str(error)  # as the user knows it
+        raise gr.Error(message, print_exception=False) from error
     return str(output), f"{number:,} texts classified."
 
 

@@ -277,6 +277,13 @@ def write_model_card(
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 
+_ALONE = (
+    "Curves over training, and what a checkpoint is chosen by, are of the recurrent layers alone, without n-grams and "
+    "temperature; everything else is of the whole model."
+)
+_BOLD = "In bold, up to five words without which the wrong answer would be least sure."
+
+
 def _card_text(
     name: str,
     task: str,
@@ -333,7 +340,8 @@ def _card_text(
             "",
             *shown,
             "",
-            *(["## Most confident mistakes", "", *mistakes] if mistakes else []),
+            *([_ALONE, ""] if ngrams else []),
+            *(["## Most confident mistakes", "", _BOLD, "", *mistakes] if mistakes else []),
             "## Data",
             "",
             f"`{data_name}`: {sizes['train']:,} texts for training, {sizes['validation']:,} for validation"

@@ -53,11 +53,22 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
+    page = open_page(browser, address)
+    yield page
+    page.close()
+
+
+def open_page(browser, address):
     page = browser.new_page(viewport={"width": 1100, "height": 1000}, accept_downloads=True)
     page.goto(address)
     page.wait_for_selector("#text textarea")
-    yield page
-    page.close()
+    return page
+
+
+def upload(page, path):
+    page.get_by_role("tab", name="A file").click()
+    page.set_input_files("#file input[type=file]", str(path))
+    page.locator("#file a[download]").first.wait_for()  # what has come can be had back
 
 
 def answer(page) -> tuple[str, list[str]]:
@@ -101,9 +112,7 @@ def test_an_error_is_a_sentence(page):
 
 
 def test_a_file_is_classified_and_downloaded(page, book_run, reviews, tmp_path):
-    page.get_by_role("tab", name="A file").click()
-    page.set_input_files("#file input[type=file]", str(reviews / "test.csv"))
-    page.get_by_text("test.csv").first.wait_for()
+    upload(page, reviews / "test.csv")
     page.click("#classify-file")
     page.get_by_text("80 texts classified").wait_for()
     with page.expect_download() as download:
@@ -115,13 +124,20 @@ def test_a_file_is_classified_and_downloaded(page, book_run, reviews, tmp_path):
     assert list(found["label"].astype(str)) == [answer["label"] for answer in expected]
     page.fill("#column textarea, #column input", "review")
     page.click("#classify-file")
-    page.get_by_text("has no column 'review'").wait_for()
+    page.get_by_text("'test.csv' has no column 'review'").wait_for()
+
+
+def test_a_large_files_progress_is_shown(page, tmp_path):
+    (tmp_path / "texts.txt").write_text(f"{TEXT}\n" * 60_000)
+    upload(page, tmp_path / "texts.txt")
+    page.click("#classify-file")
+    page.locator(".progress-bar").first.wait_for()
+    page.get_by_text("60,000 texts classified").wait_for()
 
 
 def test_two_users_at_once_get_their_own_answers(browser, address):
-    pages = [browser.new_page() for _ in range(2)]
+    pages = [open_page(browser, address) for _ in range(2)]
     for page, text in zip(pages, ("wonderful touching film", "awful boring film")):
-        page.goto(address)
         page.fill("#text textarea", text)
     for page in pages:
         page.click("#classify")
@@ -132,14 +148,11 @@ def test_two_users_at_once_get_their_own_answers(browser, address):
 
 
 def test_two_users_files_at_once_are_told_apart(browser, address, tmp_path):
-    pages, files = [browser.new_page(accept_downloads=True) for _ in range(2)], []
+    pages, files = [open_page(browser, address) for _ in range(2)], []
     for index, (page, text) in enumerate(zip(pages, ("wonderful touching film", "awful boring film"))):
         files.append(tmp_path / f"texts{index}.txt")
         files[-1].write_text(f"{text}\n" * (3000 + index))
-        page.goto(address)
-        page.get_by_role("tab", name="A file").click()
-        page.set_input_files("#file input[type=file]", str(files[-1]))
-        page.get_by_text(files[-1].name).first.wait_for()
+        upload(page, files[-1])
     for page in pages:
         page.click("#classify-file")
     for index, page in enumerate(pages):
