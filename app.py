@@ -21,7 +21,7 @@ import pandas
 from modeling_rnnsent.bulk import BulkClassifier, check_unicode
 from modeling_rnnsent.data import stream_texts
 from modeling_rnnsent.errors import InputError, one_line_errors
-from modeling_rnnsent.explaining import Explainer
+from modeling_rnnsent.explaining import Explainer, Explanation
 from modeling_rnnsent.predicting import result_writer
 from modeling_rnnsent.scoring import ONNX_FILE, TorchScorer
 from modeling_rnnsent.showing import strengths
@@ -33,6 +33,7 @@ EXAMPLES = [
 ]
 # A page is for reading: what is longer goes through the file tab, or `rnnsent explain`.
 MOST_WORDS = 2000
+MOST_WORDS_BELOW = 40
 
 
 def find_models(given: list[str]) -> list[str]:
@@ -82,12 +83,29 @@ def classify(name: str, text: str):
         scores = explainer.probabilities(text)
     except (InputError, OSError) as error:
         raise gr.Error(str(error), print_exception=False) from error
-    reading = pandas.DataFrame({"word": range(1, len(explanation.reading) + 1), "probability": explanation.reading})
-    title = f"Probability of “{explanation.label}” after every word"
-    limits = [0, 1]
-    if explainer.config.problem_type == "regression":
-        title, limits, scores = "Value after every word", None, f"{explanation.score:.4f}"
-    return scores, coloured(explanation), gr.LinePlot(reading, title=title, y_lim=limits)
+    if explanation.unit == "value":
+        scores = f"{explanation.score:.4f}"
+    return scores, coloured(explanation), plot(explanation)
+
+
+def plot(explanation: Explanation) -> gr.LinePlot:
+    """The answer after every word; the words of a short text stand below the line, those of a long one have no room."""
+    numbers = range(1, len(explanation.words) + 1)
+    named = [f"{number} {word}" for number, word in zip(numbers, explanation.words)]
+    is_short = len(named) <= MOST_WORDS_BELOW
+    return gr.LinePlot(
+        pandas.DataFrame(
+            {"word": named if is_short else numbers, "read so far": named, explanation.unit: explanation.reading}
+        ),
+        x="word",
+        y=explanation.unit,
+        x_title="words read",
+        x_label_angle=-90 if is_short else 0,
+        sort=named if is_short else None,
+        y_lim=[0, 1] if explanation.unit == "probability" else None,
+        tooltip=["read so far"],
+        title=f"{explanation.unit.capitalize()} of “{explanation.label}” after every word",
+    )
 
 
 def coloured(explanation) -> list[tuple[str, float | None]]:
@@ -100,19 +118,19 @@ def coloured(explanation) -> list[tuple[str, float | None]]:
 
 
 def classify_file(name: str, path: str | None, column: str, progress=gr.Progress()):  # noqa: B008 (how Gradio is told)
-    """A CSV file with the label and score of every text of the file."""
+    """A CSV file with every text of the file, its label and score."""
     try:
         if not path:
             raise InputError("Choose a file first.")
-        texts, total = (stream_texts(path, column.strip() or "text") for _ in range(2))
+        texts, again, total = (stream_texts(path, column.strip() or "text") for _ in range(3))
         total = sum(1 for _ in total)  # a first reading takes little beside what follows, and what is wrong is said now
         explainer = load(name)
         answers = BulkClassifier(TorchScorer(explainer.model, explainer.tokenizer))(texts)
         output, number = Path(tempfile.mkdtemp()) / f"{Path(path).stem}-labels.csv", 0
         with open(output, "w", encoding="utf-8", newline="") as file:
-            write = result_writer(file, ".csv", explainer.config)
-            for number, row in enumerate(answers, start=1):
-                write(np.round(row, 6).tolist())
+            write = result_writer(file, ".csv", explainer.config, with_text=True)
+            for number, (text, row) in enumerate(zip(again, answers), start=1):
+                write(np.round(row, 6).tolist(), text=text)
                 if number % 200 == 0:
                     progress((number, total), desc="Classifying", unit="texts")
     except (InputError, OSError) as error:
@@ -132,9 +150,7 @@ def make_page(models: list[str]) -> gr.Blocks:
             words = gr.HighlightedText(
                 label="Words that speak for the answer (red) and against it (violet)", elem_id="words"
             )
-            reading = gr.LinePlot(
-                x="word", y="probability", y_lim=[0, 1], x_title="words read", label="As it is read", elem_id="reading"
-            )
+            reading = gr.LinePlot(x="word", y="probability", y_lim=[0, 1], label="As it is read", elem_id="reading")
             gr.Examples(EXAMPLES, text)
             for event in (button.click, text.submit):
                 event(classify, [model, text], [label, words, reading], api_name="classify")

@@ -24,12 +24,12 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
         prog="rnnsent", description="Recurrent text classification.", epilog="rnnsent COMMAND --help shows an example."
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for add in (_add_predict, _add_explain, _add_evaluate, _add_compare, _add_export, _add_tune):
         add(commands)
     arguments, flags = parser.parse_known_args(argv)
     if flags and arguments.run is not tune:
-        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+        commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(flags)}")
     arguments.flags = flags  # of train.py
     with one_line_errors():
         arguments.run(arguments)
@@ -54,7 +54,8 @@ def _add_predict(commands):
         predict,
         "classify texts with a trained model",
         "Prints one line a text: label, probability and the text, separated by tabs. Without TEXT, reads one text a\n"
-        "line from standard input. With --input, classifies a file or data set of any size into --output.",
+        "line from standard input. With --input, classifies a file or data set of any size into --output. A text\n"
+        "without words is answered too, so that answers stay in step with texts.",
         'rnnsent predict runs/default "What a film!" "I fell asleep."\n'
         "         cat reviews.txt | rnnsent predict runs/default --json | head\n"
         "         rnnsent predict runs/default --input reviews.csv --output labels.jsonl",
@@ -76,8 +77,9 @@ def _add_explain(commands):
         "explain",
         explain,
         "show which words moved an answer",
-        "Prints the answer and what every word contributed to it (integrated gradients, in log-odds), in colours on a\n"
-        "terminal. Without TEXT, reads one text a line from standard input.",
+        "Prints the answer and what every word contributed to it (integrated gradients, in log-odds). On a terminal,\n"
+        "words that speak for the answer are red, those against it violet. Without TEXT, reads one text a line from\n"
+        "standard input.",
         'rnnsent explain runs/default "A dull film with a great ending." --leave_one_out --reading',
     )
     command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model")

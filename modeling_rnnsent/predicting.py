@@ -206,8 +206,8 @@ def _in_turns(parts: list[Iterator[list]]) -> Iterator[list]:
             yield window
 
 
-def result_writer(file, suffix: str, config):
-    """A function that writes one text's result."""
+def result_writer(file, suffix: str, config, with_text: bool = False):
+    """A function that writes one text's result, and the text beside it if that is wanted."""
     names = [config.id2label[index] for index in range(config.num_labels)]
 
     def fields(row) -> dict:
@@ -219,8 +219,8 @@ def result_writer(file, suffix: str, config):
         return {"label": names[best], "score": row[best]}
 
     if suffix == ".jsonl":
-        return lambda row: file.write(json.dumps(fields(row), ensure_ascii=False) + "\n")
+        return lambda row, **text: file.write(json.dumps({**fields(row), **text}, ensure_ascii=False) + "\n")
     single = config.problem_type not in ("regression", "multi_label_classification")
-    table = csv.DictWriter(file, ["label", "score"] if single else names)
+    table = csv.DictWriter(file, [*(["label", "score"] if single else names), *(["text"] if with_text else [])])
     table.writeheader()
-    return lambda row: table.writerow(fields(row))
+    return lambda row, **text: table.writerow({**fields(row), **text})

@@ -5,6 +5,8 @@ import json
 from .explaining import Explanation
 
 _RESET = "\033[0m"
+# The page's colours, which people who do not tell red from green can tell apart.
+_FOR, _AGAINST = (239, 68, 68), (167, 139, 250)
 
 
 def strengths(explanation: Explanation) -> list[float]:
@@ -14,30 +16,34 @@ def strengths(explanation: Explanation) -> list[float]:
 
 
 def in_colours(explanation: Explanation) -> str:
-    """The text for a terminal: green behind words that speak for the label, red behind those against it."""
-    parts, end = [f"{explanation.label} {explanation.score:.1%}  "], 0
+    """The text for a terminal: red behind words that speak for the label, violet behind those against it."""
+    score = format(explanation.score, ".1%" if explanation.unit == "probability" else ".4f")
+    parts, end = [f"{explanation.label} {score}  "], 0
     for (start, stop), strength in zip(explanation.spans, strengths(explanation)):
-        faded = round(255 * (1 - abs(strength)))
-        red, green = (faded, 255) if strength > 0 else (255, faded)
         word = explanation.text[start:stop]
+        colour = _FOR if strength > 0 else _AGAINST
+        mixed = ";".join(str(round(255 + (part - 255) * abs(strength))) for part in colour)
         parts.append(explanation.text[end:start])
-        parts.append(f"\033[30;48;2;{red};{green};{faded}m{word}{_RESET}" if abs(strength) > 0.05 else word)
+        parts.append(f"\033[30;48;2;{mixed}m{word}{_RESET}" if abs(strength) > 0.05 else word)
         end = stop
     return "".join((*parts, explanation.text[end:]))
 
 
 def in_columns(explanation: Explanation) -> str:
-    """A line a word: its contribution and, where they were computed, the other measures."""
+    """A line a word: its contribution and, where they were computed, the other measures, with their units."""
+    if not explanation.spans:
+        return "(no words)"
+    contributed = "value" if explanation.unit == "value" else "log-odds"
     columns = {
-        "contribution": explanation.contributions,
-        "left out": explanation.changes,
-        "read so far": explanation.reading,
+        f"contribution ({contributed})": (explanation.contributions, "+.3f"),
+        f"left out ({explanation.unit})": (explanation.changes, "+.4f"),
+        f"read so far ({explanation.unit})": (explanation.reading, ".4f"),
     }
-    columns = {name: values for name, values in columns.items() if values is not None}
-    formats = {"contribution": "+12.3f", "left out": "+9.4f", "read so far": "11.4f"}
+    columns = {name: column for name, column in columns.items() if column[0] is not None}
     lines = ["  ".join(columns) + "  word"]
     for place, word in enumerate(explanation.words):
-        lines.append("  ".join(format(values[place], formats[name]) for name, values in columns.items()) + f"  {word}")
+        cells = (format(values[place], form).rjust(len(name)) for name, (values, form) in columns.items())
+        lines.append("  ".join(cells) + f"  {word}")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -92,6 +92,8 @@ class StreamingClassifier:
             `dict[str, dict]`: for each the `label` and `score` of the words so far; every label's score for
             multi-label, the value for regression (`{"label": name, "score": value}`).
         """
+        if not isinstance(pieces, Mapping):
+            raise ValueError(f"`feed` takes pieces of text by the text's name, {{name: piece}}, got {pieces!r:.100}.")
         for name, piece in pieces.items():
             if not isinstance(name, str) or not isinstance(piece, str):
                 raise ValueError(f"`feed` takes names and pieces of text, got {name!r:.100}: {piece!r:.100}.")
@@ -115,13 +117,21 @@ class StreamingClassifier:
         return answer
 
     def save(self, path: str):
-        """Writes every text's state, and what waits, into a safetensors file, to be taken up by [`load`]."""
+        """
+        Writes every text's state, and what waits, into a safetensors file, to be taken up by [`load`].
+
+        Raises:
+            InputError: where the file cannot be written.
+        """
         tensors, names = {}, self.streams
         for index, name in enumerate(names):
             for place, part in enumerate(self._states.get(name, self._start)):
                 tensors[f"{index}.{place}"] = part.contiguous()
         waiting = [[name, self._waiting[name]] for name in names]
-        save_file(tensors, path, metadata={"streams": json.dumps(waiting), "model": self._model_id()})
+        try:
+            save_file(tensors, path, metadata={"streams": json.dumps(waiting), "model": self._model_id()})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot write the streams {path!r}: {error}") from error
 
     def load(self, path: str):
         """

@@ -121,6 +121,7 @@ def test_a_file_is_classified_and_downloaded(page, book_run, reviews, tmp_path):
     found = pandas.read_csv(tmp_path / "labels.csv")
     texts = list(pandas.read_csv(reviews / "test.csv")["text"])
     expected = pipeline("text-classification", model=str(book_run))(texts)
+    assert list(found["text"]) == texts
     assert list(found["label"].astype(str)) == [answer["label"] for answer in expected]
     page.fill("#column textarea, #column input", "review")
     page.click("#classify-file")

@@ -64,7 +64,8 @@ def test_predict_names_a_line_that_is_not_utf8(book_run):
 def test_explain_prints_columns_json_and_colours(book_run):
     text = "the film was dull"
     lines = run(RNNSENT, "explain", book_run, text, "--leave_one_out", "--reading").stdout.splitlines()
-    assert lines[0].split("\t")[2] == text and [line.split()[-1] for line in lines[2:6]] == text.split()
+    assert lines[0].split("\t")[2] == text and "contribution (log-odds)" in lines[1]
+    assert [line.split()[-1] for line in lines[2:6]] == text.split()
     answer = json.loads(run(RNNSENT, "explain", book_run, text, "--json", "--label=0").stdout)
     assert answer["label"] == "0" and [word["word"] for word in answer["words"]] == text.split()
     assert max(answer["words"], key=lambda word: word["contribution"])["word"] == "dull"
@@ -72,7 +73,8 @@ def test_explain_prints_columns_json_and_colours(book_run):
     parent, child = pty.openpty()  # a terminal gets colours
     subprocess.run([RNNSENT, "explain", str(book_run), text], stdout=child, check=True, timeout=120)
     shown = os.read(parent, 10000).decode()
-    assert re.search(r"\033\[30;48;2;\d+;\d+;\d+mdull\033\[0m", shown)
+    red, green, blue = map(int, re.search(r"\033\[30;48;2;(\d+);(\d+);(\d+)mdull\033\[0m", shown).groups())
+    assert red > max(green, blue)  # for the answer, as in the page
     result = run(RNNSENT, "explain", book_run, text, "--label=9", check=False)
     assert result.returncode == 1 and "no label '9', only ['0', '1']" in result.stderr
 
@@ -101,7 +103,8 @@ def test_every_command_shows_an_example(command):
     assert f"example: rnnsent {command} " in result.stdout
     assert run(RNNSENT, command, check=False).returncode == 2
     if command != "tune":  # which hands flags on to train.py
-        assert run(RNNSENT, command, "x", "y", "--no_such_flag", check=False).returncode == 2
+        refused = run(RNNSENT, command, "x", "y", "--no_such_flag", check=False)
+        assert refused.returncode == 2 and refused.stderr.startswith(f"usage: rnnsent {command} ")
 
 
 def test_interrupted_command_has_its_status(book_run):
@@ -138,6 +141,7 @@ def test_model_card_has_the_mistakes_and_calibrated_scores(reviews, tmp_path):
     right = np.array([int(answer["label"]) for answer in answers]) == pandas.read_csv(tmp_path / "test.csv")["label"]
     measured = json.loads((output / "test_results.json").read_text())
     assert measured["test_calibration_error"] == pytest.approx(calibration_error(scores, right), abs=1e-3)
+    assert calibration_error(scores, right) < calibration_error(uncalibrated(output, tmp_path / "test.csv"), right)
     card = (output / "README.md").read_text()
     mistakes = re.findall(r"`(\d)` with ([\d.]+)%, right is `(\d)`:", card)
     assert len(mistakes) == 5 and all(said != right for said, _, right in mistakes)
@@ -147,6 +151,12 @@ def test_model_card_has_the_mistakes_and_calibrated_scores(reviews, tmp_path):
     for name in ("reliability.png", "roc.png"):
         with Image.open(output / name) as picture:
             assert picture.width > 300
+
+
+def uncalibrated(model, file):
+    classify = pipeline("text-classification", model=str(model))
+    classify.model.config.temperature = 1.0
+    return np.array([answer["score"] for answer in classify(frame_texts(file))])
 
 
 def frame_texts(path):

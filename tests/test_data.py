@@ -204,9 +204,9 @@ def test_a_label_outside_the_names_is_named_with_its_row(tmp_path):
         (
             "latin.csv",
             "text,label\nfilm,0\nun caf\u00e9,1\n".encode("latin-1"),
-            "latin.csv', line 3 is not readable.*0xe9",
+            "latin.csv', line 3 is not UTF-8",
         ),
-        ("utf16.csv", "text,label\nfilm,0\n".encode("utf-16"), "utf16.csv', line 1 is not readable as csv"),
+        ("utf16.csv", "text,label\nfilm,0\n".encode("utf-16"), "utf16.csv', line 1 is not UTF-8"),
         ("quotes.csv", b'text,label\n"good film,1\nbad film,0\n', "EOF inside string starting at row 1"),
         ("fields.csv", b"text,label\ngood,1\nbad,0,7,8\n", "Expected 2 fields in line 3, saw 4"),
         ("comma.csv", b"text,label\na,film,1\nb,c,0\n", "row 1 has 3 fields for 2 columns"),

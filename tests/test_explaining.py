@@ -8,6 +8,7 @@ from transformers import TextClassificationPipeline
 
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.explaining import Explainer
+from modeling_rnnsent.showing import in_colours, in_columns
 
 TEXT = "A great film<br />and NOT a dull plot :-) é unseen"
 MODELS = [
@@ -18,6 +19,7 @@ MODELS = [
     {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}, "ngram_order": 2},
     {"problem_type": "multi_label_classification", "cell_type": "rnn"},
     {"input_encoding": "one_hot", "pooling": "mean"},
+    {"problem_type": "regression", "num_labels": 1, "id2label": {0: "stars"}, "label2id": {"stars": 0}},
 ]
 
 
@@ -31,7 +33,7 @@ def explainer(request, tmp_path):
 
 
 def margin(logits, target, problem_type):
-    if problem_type == "multi_label_classification":
+    if problem_type in ("multi_label_classification", "regression"):
         return float(logits[target])
     others = [value for index, value in enumerate(logits) if index != target]
     return float(logits[target]) - float(sum(others)) / len(others)
@@ -59,6 +61,8 @@ def test_contributions_add_up_to_the_score(explainer):
 
 def test_scores_without_a_word_and_after_every_word_are_the_models(explainer):
     classify = TextClassificationPipeline(model=explainer.model, tokenizer=TOKENIZER, top_k=None)
+    if explainer.problem_type == "regression":
+        classify.model.config.function_to_apply = "none"  # a pipeline makes a probability of a lone value else
 
     def score(words, label):
         return next(answer["score"] for answer in classify([" ".join(words)])[0] if answer["label"] == label)
@@ -75,7 +79,7 @@ def test_scores_without_a_word_and_after_every_word_are_the_models(explainer):
 def test_label_to_explain_and_a_text_of_no_words(explainer):
     names = list(explainer.config.label2id)
     scores = [explainer(TEXT, label=name).score for name in names]
-    if explainer.config.problem_type != "multi_label_classification":
+    if explainer.config.problem_type not in ("multi_label_classification", "regression"):
         assert sum(scores) == pytest.approx(1, abs=1e-5)
     if len(names) == 2 and explainer.config.problem_type is None:
         first, second = (explainer(TEXT, label=name).contributions for name in names)
@@ -83,4 +87,19 @@ def test_label_to_explain_and_a_text_of_no_words(explainer):
     with pytest.raises(InputError, match="no label 'perhaps', only"):
         explainer(TEXT, label="perhaps")
     empty = explainer("!?", changes=True, reading=True)
+    assert in_columns(empty) == "(no words)"
     assert empty.words == [] and len(empty.contributions) == len(empty.changes) == len(empty.reading) == 0
+
+
+def test_columns_and_colours_state_their_units(explainer):
+    explanation = explainer(TEXT, changes=True, reading=True)
+    title, first, *_ = in_columns(explanation).splitlines()
+    unit, contributed = "probability", "log-odds"
+    if explainer.problem_type == "regression":
+        unit, contributed = "value", "value"
+        assert f"stars {explanation.score:.4f}  " in in_colours(explanation)
+    else:
+        assert f"{explanation.label} {explanation.score:.1%}  " in in_colours(explanation)
+    assert title == f"contribution ({contributed})  left out ({unit})  read so far ({unit})  word"
+    measures = [explanation.contributions[0], explanation.changes[0], explanation.reading[0]]
+    assert [float(cell) for cell in first.split()[:3]] == pytest.approx(measures, abs=6e-4) and len(title) > len(first)

@@ -96,7 +96,11 @@ def test_what_cannot_be_streamed_is_refused(tmp_path):
         streams.finish("b")
     with pytest.raises(ValueError, match="got 'a': None"):
         streams.feed({"a": None})
+    with pytest.raises(ValueError, match="by the text's name.*got 'good'"):
+        streams.feed("good")
     streams.feed({"a": "good "})
+    with pytest.raises(InputError, match="cannot write the streams '/nowhere/s'"):
+        streams.save("/nowhere/s")
     streams.save(str(tmp_path / "s.safetensors"))
     other = StreamingClassifier(make_model(tmp_path, cell_type="gru"), TOKENIZER)
     with pytest.raises(InputError, match="written with another model"):
