@@ -207,6 +207,9 @@ class RNNSentTrainer(Trainer):
         return clip_gradients(list(model.parameters()), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model, grad_norm=None):
+        step = self.state.global_step + 1
+        if grad_norm is None and self.args.logging_strategy == "steps" and step > 1 and step % self.state.logging_steps:
+            return None  # without clipping it is for the log alone, and 4 % of a small model's step
         if self._lazy_embedding is None or grad_norm is not None:
             return super()._get_grad_norm(model, grad_norm)
         return clip_gradients(list(model.parameters()), float("inf"))
