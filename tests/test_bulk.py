@@ -126,6 +126,23 @@ def test_fast_encoding_is_the_tokenizers_own(texts):
     assert [row.tolist() for row in WordEncoder(TOKENIZER)(texts)] == [list(row) for row in expected]
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["good", "FILM", "a", "<br />", "<a", "b>", ":-)", "x\n", "dull,"])
+        | st.sampled_from(
+            ["Ünder", "ΟΔΟΣ", "οδοσ.", "İ", "STRASSE", "Straße", "…", "\xa0", "\u3000good", "<é", "é>", "é:-D"]
+        )
+        | st.text(max_size=3),
+        max_size=60,
+    )
+)
+def test_fast_encoding_of_text_that_is_ascii_in_most_places(pieces):
+    words = "ünder οδος οδοσ i i̇ strasse straße é good film a dull x :d :)"
+    tokenizer, text = build_tokenizer([words]), " ".join(pieces)
+    assert WordEncoder(tokenizer)([text])[0].tolist() == tokenizer(text)["input_ids"]
+
+
 def test_fast_encoding_leaves_other_tokenizers_alone():
     other = build_tokenizer([" ".join(WORDS)])
     other.add_special_tokens({"cls_token": "[CLS]"})
