@@ -8,7 +8,7 @@ each core runs batches of its own, with one thread each, while the next window i
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .scoring import OnnxScorer, TorchScorer
 from .tokenization import WordEncoder
 
 WINDOW_SIZE = 4096
+PART_SIZE = 1024
 # Padded tokens of one batch: on a CPU its states stay in the cache of a core.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 16384, 262144
 
@@ -66,11 +67,22 @@ class BulkClassifier:
         workers = self.num_threads if self.scorer.on_cpu else 1
         with _torch_threads(1 if self.scorer.on_cpu else self.num_threads), ThreadPoolExecutor(workers + 1) as pool:
             windows = iter(windows)
+            first = next(windows, None)
+            if first is None:
+                return
+            # While the first is encoded there is nothing to classify, so it goes in parts.
+            parts = [first[start : start + PART_SIZE] for start in range(0, len(first), PART_SIZE)] or [first]
+            answers = self._overlapped(pool, chain(parts, windows))
+            yield np.concatenate(list(islice(answers, len(parts))))
+            yield from answers
+
+    def _overlapped(self, pool: ThreadPoolExecutor, windows: Iterator[list[str]]) -> Iterator[np.ndarray]:
+        """Answers to each window, the next being encoded meanwhile."""
+        ahead = self._encode_next(pool, windows)
+        while ahead is not None:
+            rows = ahead.result()
             ahead = self._encode_next(pool, windows)
-            while ahead is not None:
-                rows = ahead.result()
-                ahead = self._encode_next(pool, windows)
-                yield self._classify(rows, pool)
+            yield self._classify(rows, pool)
 
     def _encode_next(self, pool: ThreadPoolExecutor, windows: Iterator[list[str]]) -> Future | None:
         window = next(windows, None)
