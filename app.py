@@ -9,6 +9,7 @@ Without MODEL it offers what it finds in `runs/`, or the models that the environ
 
 import argparse
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from modeling_rnnsent.data import stream_texts
 from modeling_rnnsent.errors import InputError, one_line_errors
 from modeling_rnnsent.explaining import Explainer, Explanation
 from modeling_rnnsent.predicting import result_writer
-from modeling_rnnsent.scoring import ONNX_FILE, TorchScorer
+from modeling_rnnsent.scoring import CLASSIFIER, ONNX_FILE, TorchScorer
 from modeling_rnnsent.showing import strengths
 
 EXAMPLES = [
@@ -49,12 +50,12 @@ def find_models(given: list[str]) -> list[str]:
         return [name.strip() for name in os.environ["RNNSENT_MODELS"].split(",") if name.strip()]
     found = []
     for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if (
-            "RNNSentForSequenceClassification" in path.read_text(encoding="utf-8", errors="replace")
-            and not (
-                path.parent / ONNX_FILE  # which has no gradients
-            ).exists()
-        ):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        has_gradients = not (path.parent / ONNX_FILE).exists()
+        if has_gradients and isinstance(config, dict) and CLASSIFIER in (config.get("architectures") or []):
             found.append(str(path.parent))
     if not found:
         raise InputError(
@@ -151,12 +152,13 @@ def make_page(models: list[str]) -> gr.Blocks:
                 label="Words that speak for the answer (red) and against it (violet)", elem_id="words"
             )
             reading = gr.LinePlot(x="word", y="probability", y_lim=[0, 1], label="As it is read", elem_id="reading")
-            gr.Examples(EXAMPLES, text)
-            for event in (button.click, text.submit):
+            examples = gr.Examples(EXAMPLES, text)
+            for event in (button.click, text.submit, examples.load_input_event.then):
                 event(classify, [model, text], [label, words, reading], api_name="classify")
         with gr.Tab("A file"):
+            gr.Markdown(".txt (one text a line), .csv, .tsv, .json, .jsonl or .parquet")
             file = gr.File(
-                label="Texts: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet",
+                label="A file of texts",
                 file_types=[".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet"],
                 elem_id="file",
             )
@@ -171,6 +173,7 @@ def make_page(models: list[str]) -> gr.Blocks:
                 [result, summary],
                 api_name="classify_file",
                 concurrency_limit=1,
+                scroll_to_output=True,
             )
     return page
 

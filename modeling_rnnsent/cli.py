@@ -28,11 +28,20 @@ def main(argv: list[str] | None = None):
     for add in (_add_predict, _add_explain, _add_evaluate, _add_compare, _add_export, _add_tune):
         add(commands)
     arguments, flags = parser.parse_known_args(argv)
+    _take_words_after_options(arguments, flags)
     if flags and arguments.run is not tune:
         commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(flags)}")
     arguments.flags = flags  # of train.py
     with one_line_errors():
         arguments.run(arguments)
+
+
+def _take_words_after_options(arguments: argparse.Namespace, rest: list[str]):
+    """`predict MODEL --json TEXT`: argparse takes a list of words in one piece, and leaves those after an option."""
+    words = next((getattr(arguments, name) for name in ("texts", "models", "runs") if hasattr(arguments, name)), None)
+    if words is not None and not any(word.startswith("-") for word in rest):
+        words += rest
+        rest.clear()
 
 
 def _add(commands, name: str, run, help: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -61,7 +70,7 @@ def _add_predict(commands):
         "         rnnsent predict runs/default --input reviews.csv --output labels.jsonl",
     )
     command.add_argument("model", metavar="MODEL", help=MODEL)
-    command.add_argument("texts", metavar="TEXT", nargs="*", help="text to classify")
+    command.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="text to classify")
     command.add_argument("--json", action="store_true", help="print one JSON object a line")
     command.add_argument("--input", help=f"a .txt (one text a line), {INPUT}")
     command.add_argument("--output", help="file to write, .jsonl or .csv, in the order of the input")
@@ -83,7 +92,7 @@ def _add_explain(commands):
         'rnnsent explain runs/default "A dull film with a great ending." --leave_one_out --reading',
     )
     command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model")
-    command.add_argument("texts", metavar="TEXT", nargs="*", help="text to explain the answer to")
+    command.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="text to explain the answer to")
     command.add_argument("--label", help="label to explain (default: the answer)")
     command.add_argument("--leave_one_out", action="store_true", help="add what the answer loses without each word")
     command.add_argument("--reading", action="store_true", help="add the answer after every word")
@@ -294,7 +303,7 @@ def compare(arguments: argparse.Namespace):
     else:
         _print_rows([{name: value for name, value in row.items() if name != "settings"} for row in rows], as_json=False)
         settings = [
-            {"setting": name, **{row["run"]: _cell(row["settings"][name]) for row in rows}}
+            {"setting": name, **{row["run"]: _cell(row["settings"][name], ".4g") for row in rows}}
             for name in rows[0]["settings"]
         ]
         if settings:
@@ -311,18 +320,19 @@ def _print_rows(rows: list[dict], as_json: bool):
             print(json.dumps(row, ensure_ascii=False))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    forms = {column: ".1f" if column == "minutes" else ".4f" for column in columns}
+    cells = [columns, *([_cell(row.get(column), forms[column]) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for line in cells:
         aligned = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
         print(line[0].ljust(widths[0]), *aligned, sep="  ")
 
 
-def _cell(value) -> str:
+def _cell(value, form: str) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.4g}"  # a learning rate, say
+        return format(value, form)
     return f"{value:,}" if type(value) is int else str(value)
 
 

@@ -46,6 +46,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return results, recipe
     except KeyError as error:
         raise InputError(f"{str(folder)!r} is of another version of train.py: its results lack {error}.") from error
+    except FileNotFoundError as error:
+        lack = f"holds no finished run of train.py: there is no {Path(error.filename).name}"
+        raise InputError(f"{str(folder)!r} {lack if folder.is_dir() else 'is no directory'}.") from error
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"{str(folder)!r} holds no finished run of train.py ({error}).") from error
 

@@ -254,14 +254,18 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
 
 def _stream_column(dataset: IterableDataset, column: str, source: str) -> Iterator[str]:
     row = 0
+    has_no_null = source.lower().endswith((".csv", ".tsv"))  # so an empty field is a text without words
     try:
         for batch in dataset.iter(batch_size=1000):
             if column not in batch:
                 raise InputError(f"{source!r} has no column {column!r} (text_column_name), only {sorted(batch)}.")
             for text in batch[column]:
                 row += 1
+                if text is None and has_no_null:
+                    text = ""
                 if not isinstance(text, str):
-                    raise InputError(f"{source!r}, row {row}: {column!r} holds {text!r:.100}, which is no text.")
+                    held = "is empty (null)" if text is None else f"holds {text!r:.100}, which is no text"
+                    raise InputError(f"{source!r}, row {row}: {column!r} {held}.")
                 yield text
     except InputError:
         raise

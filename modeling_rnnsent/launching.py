@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def use_threads(arguments: RNNSentTrainingArguments):
     Lets torch compute with every core, shared between this machine's processes, or with `num_threads`.
 
     `accelerate launch` and `torchrun` tell a process to use one thread (OMP_NUM_THREADS=1) where nobody said otherwise,
-    which on two cores costs a third of the speed. Any other value is somebody's wish and stays.
+    which on two cores costs a third of the speed. What somebody said stays.
     """
     if arguments.num_threads is not None:
         if arguments.num_threads < 1:
@@ -41,6 +42,8 @@ def use_threads(arguments: RNNSentTrainingArguments):
         "ACCELERATE_MIXED_PRECISION",
         "TORCHELASTIC_RUN_ID",
     }:
+        if _threads_were_said():
+            return
         # The cores that this process may run on: a container or a batch system often gives fewer than there are.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cores = min(cores, psutil.cpu_count(logical=False) or cores)
@@ -62,8 +65,32 @@ def warn_of_missing_processes(arguments: RNNSentTrainingArguments):
         )
 
 
+def _threads_were_said() -> bool:
+    """Whether OMP_NUM_THREADS was set before the launcher started, or it was told a number of threads."""
+    launch = _launch_arguments()
+    try:
+        environment = psutil.Process().parent().environ()
+    except (psutil.Error, AttributeError, OSError):
+        environment = {}
+    return "OMP_NUM_THREADS" in environment or (launch is not None and launch.num_cpu_threads_per_process is not None)
+
+
 def _processes_asked_for() -> int | None:
     """The number of processes that the command line or the configuration of `accelerate launch` names."""
+    launch = _launch_arguments()
+    if launch is None:
+        return None
+    file = launch.config_file or default_config_file
+    try:
+        if launch.num_processes is None and os.path.exists(file):
+            launch.num_processes = load_config_from_file(file).num_processes
+    except (AttributeError, ValueError, TypeError):
+        return None  # a file that this version does not know how to read
+    return launch.num_processes
+
+
+def _launch_arguments() -> Namespace | None:
+    """What `accelerate launch` was told on its command line; None where another program started this process."""
     try:
         words = psutil.Process().parent().cmdline()
         start = next(
@@ -73,13 +100,9 @@ def _processes_asked_for() -> int | None:
         )
         if "accelerate" not in " ".join(words[: start + 1]):
             return None
-        launch, _ = launch_command_parser().parse_known_args(words[start + 1 :])
-        file = launch.config_file or default_config_file
-        if launch.num_processes is None and os.path.exists(file):
-            launch.num_processes = load_config_from_file(file).num_processes
-        return launch.num_processes
-    except (StopIteration, psutil.Error, AttributeError, SystemExit, ValueError, TypeError):
-        return None  # not started by it, or by one that this version does not know how to read
+        return launch_command_parser().parse_known_args(words[start + 1 :])[0]
+    except (StopIteration, psutil.Error, AttributeError, SystemExit):
+        return None
 
 
 class StopRequest:

@@ -146,18 +146,15 @@ class _Part:
         kept = 0
         if self.path.exists():
             with open(self.path, "rb") as file:
-                first = file.readline()
-                if first.endswith(b"\n") and first.decode() != header + "\n":
-                    raise InputError(
-                        f"{self.path} holds results of another input or model, or of what they were before: add "
-                        "--overwrite to begin anew."
-                    )
-                for line in (first, *file):
-                    if line.endswith(b"\n"):
-                        kept += len(line)
-                        self.num_windows += 1
+                first, *windows = [line for line in file if line.endswith(b"\n")] or [b""]
+            if windows and first.decode() != header + "\n":
+                raise InputError(
+                    f"{self.path} holds results of another input or model, or of what they were before: add "
+                    "--overwrite to begin anew."
+                )
+            self.num_windows = len(windows)
+            kept = sum(map(len, (first, *windows))) if windows else 0
             os.truncate(self.path, kept)
-            self.num_windows = max(0, self.num_windows - 1)  # the header
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         if kept == 0:
             self.file.write(header + "\n")

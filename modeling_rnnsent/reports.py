@@ -11,6 +11,7 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sklearn.metrics import auc, confusion_matrix, roc_curve
 
 from .data import Labels
@@ -107,6 +108,9 @@ def draw_accuracy_by_length(predictions: Predictions, path: Path):
     axes.set(title="Accuracy against length", xlabel="tokens in the text (median of the group)", ylabel="accuracy")
     if min(middle) > 0 and max(middle) > 8 * min(middle):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -271,9 +275,8 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    text = _card_text(
-        repo_id or name, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or []
-    )
+    place = repo_id or (Path(folder).as_posix() if Path(folder).name else name)
+    text = _card_text(place, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or [])
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 

@@ -13,6 +13,7 @@ from .errors import InputError, loading
 from .modeling_rnnsent import RNNSentForSequenceClassification
 
 ONNX_FILE = "model.onnx"
+CLASSIFIER = RNNSentForSequenceClassification.__name__
 # A text is read in pieces of so many tokens where the model can carry its state.
 PIECE_TOKENS = 16384
 
@@ -111,5 +112,10 @@ def load_scorer(name: str, device: torch.device | str = "cpu") -> TorchScorer | 
         config = AutoConfig.from_pretrained(name)
         if not isinstance(config, RNNSentConfig):
             raise InputError(f"{name!r} holds a model of type {config.model_type!r}, not 'rnnsent'.")
+        if CLASSIFIER not in (config.architectures or [CLASSIFIER]):
+            raise InputError(
+                f"{name!r} holds {config.architectures[0]}, which is no classifier ({CLASSIFIER}): train one that "
+                f"starts from it by train.py RECIPE --model_name_or_path {name}"
+            )
         model = RNNSentForSequenceClassification.from_pretrained(name).to(device)
         return TorchScorer(model, AutoTokenizer.from_pretrained(name))

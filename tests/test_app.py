@@ -11,7 +11,10 @@ import pandas
 import pytest
 from conftest import ROOT, run
 from test_distributed import free_port
+from test_models import make
 from transformers import pipeline
+
+from modeling_rnnsent import RNNSentForCausalLM
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -22,10 +25,11 @@ TEXT = "a wonderful film about dull people"
 
 @pytest.fixture(scope="module")
 def address(book_run, tmp_path_factory):
-    """The page, started in a directory whose `runs/` holds the trained model under two names."""
+    """The page, started in a directory whose `runs/` holds the trained model under two names, and a language model."""
     folder = tmp_path_factory.mktemp("app")
     for name in ("first", "second"):
         shutil.copytree(book_run, folder / "runs" / name)
+    make(RNNSentForCausalLM).save_pretrained(folder / "runs" / "language")
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, ROOT / "app.py", f"--port={port}"],
@@ -86,6 +90,8 @@ def test_typing_gives_the_models_answer_words_and_a_plot(page, book_run):
     assert label == expected["label"]
     assert re.search(rf"{round(100 * expected['score'])}\s*%", page.inner_text("#answer"))
     assert [word for word in TEXT.split() if word in " ".join(shown)] == TEXT.split()
+    page.get_by_text("A dull film with a great ending.").last.click()  # an example is answered at once
+    page.locator("#words").get_by_text("ending").wait_for()
 
 
 def test_keyboard_alone_is_enough_and_there_is_a_choice_of_models(page):

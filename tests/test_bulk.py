@@ -233,8 +233,29 @@ def test_file_errors_are_one_line(corpus, tmp_path):
     assert "the name must end in .jsonl or .csv" in fails(*given, tmp_path / "out.txt")
     assert "there is no directory" in fails(*given, tmp_path / "none" / "out.csv")
     assert "there is no such file" in fails("--input", tmp_path / "none.csv", "--output", output)
-    assert "row 2: 'text' holds None" in fails("--input", tmp_path / "holes.jsonl", "--output", output)
+    assert "row 2: 'text' is empty (null)" in fails("--input", tmp_path / "holes.jsonl", "--output", output)
     assert "--input goes with --output" in fails("--input", folder / "texts.csv")
+
+
+def test_an_empty_cell_is_a_text_without_words(corpus, tmp_path):
+    folder, _ = corpus
+    (tmp_path / "texts.csv").write_text('id,text\n1,a good film\n2,\n3,"very dull"\n')
+    command = ("predict", folder / "model", "--input", tmp_path / "texts.csv", "--output", tmp_path / "labels.jsonl")
+    assert "3 texts classified" in rnnsent(*command).stdout
+    expected = expected_scores(folder / "model", ["a good film", "", "very dull"])
+    check_rows(tmp_path / "labels.jsonl", expected)
+
+
+def test_a_failed_run_without_results_does_not_bar_the_next(corpus, tmp_path):
+    folder, _ = corpus
+    path, output = tmp_path / "texts.jsonl", tmp_path / "labels.jsonl"
+    path.write_text('{"text": "a"}\n{"text": null}\n')
+    command = ("predict", folder / "model", "--input", path, "--output", output)
+    assert rnnsent(*command).returncode == 1
+    path.write_text('{"text": "a"}\n{"text": "a good film"}\n')
+    result = rnnsent(*command)
+    assert result.returncode == 0 and "2 texts classified" in result.stdout, result.stderr
+    check_rows(output, expected_scores(folder / "model", ["a", "a good film"]))
 
 
 def test_column_table_of_many_labels(tmp_path):

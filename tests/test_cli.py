@@ -13,8 +13,10 @@ import pandas
 import pytest
 from conftest import SMALL, run, train
 from PIL import Image
+from test_models import make
 from transformers import pipeline
 
+from modeling_rnnsent import RNNSentForCausalLM
 from modeling_rnnsent.metrics import calibration_error, fit_temperature, mean_loss
 
 RNNSENT = os.path.join(os.path.dirname(sys.executable), "rnnsent")
@@ -36,6 +38,23 @@ def test_predict_reads_lines_and_prints_json(book_run):
         assert row["score"] == pytest.approx(expected["score"], abs=1e-5)
     lines = piped("a wonderful film\r\ndull", "predict", book_run).stdout.decode().splitlines()
     assert [line.split("\t")[2] for line in lines] == ["a wonderful film", "dull"]
+
+
+def test_texts_may_stand_before_and_after_options(book_run):
+    printed = [
+        run(RNNSENT, "predict", book_run, *words).stdout
+        for words in (("--json", "good", "dull"), ("good", "--json", "dull"), ("good", "dull", "--json"))
+    ]
+    assert printed[0].count("\n") == 2 and len(set(printed)) == 1
+    result = run(RNNSENT, "predict", book_run, "good", "--jsn", "dull", check=False)
+    assert result.returncode == 2 and "unrecognized arguments: --jsn" in result.stderr
+
+
+def test_what_is_no_classifier_is_named(tmp_path):
+    make(RNNSentForCausalLM).save_pretrained(tmp_path)
+    for command in ("predict", "explain"):
+        result = run(RNNSENT, command, tmp_path, "good", check=False)
+        assert result.returncode == 1 and "holds RNNSentForCausalLM, which is no classifier" in result.stderr
 
 
 def test_predict_answers_each_line_as_it_comes(book_run):

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pandas
+import psutil
 import pytest
 import torch
 from conftest import ROOT, SMALL, run, train
@@ -200,6 +201,29 @@ def test_fewer_processes_than_asked_for_is_said(odd, tmp_path):
     assert "asked for 2 processes and started 1" in result.stderr
     result = run(*launch, "--num_processes=1", *flags, f"--output_dir={tmp_path / 'one'}")
     assert "asked for" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        ((), {}, psutil.cpu_count(logical=False)),
+        (("--num_cpu_threads_per_process", 1), {}, 1),
+        ((), {"OMP_NUM_THREADS": "1"}, 1),
+    ],
+    ids=["nothing said", "flag", "environment"],
+)
+def test_threads_are_all_cores_or_what_was_said(options, environment, expected, tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from modeling_rnnsent.arguments import RNNSentTrainingArguments\n"
+        "from modeling_rnnsent.launching import use_threads\n"
+        f"use_threads(RNNSentTrainingArguments({str(tmp_path)!r}, report_to='none'))\n"
+        "print(torch.get_num_threads())\n"
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    printed = run(*accelerate_launch("--cpu", *options, script), PYTHONPATH=str(ROOT), **environment).stdout
+    assert int(printed.split()[-1]) == min(expected, len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.slow
