@@ -41,16 +41,16 @@ def measure(dataset_name: str) -> Iterator[dict]:
             RNNSentConfig(vocab_size=len(tokenizer), embedding_size=1, hidden_size=1, **settings)
         )
         losses = fit_ngrams(model, rows["train"], labels["train"], rows["validation"], labels["validation"])
-        smoothing = min(losses, key=lambda smoothing: min(losses[smoothing]))
+        best = min(losses, key=lambda key: min(losses[key]))
         seconds = time.perf_counter() - start
         positive = [answer[1] for answer in BulkClassifier(TorchScorer(model, tokenizer))(texts["validation"])]
         yield {
             "longest n-gram": order,
             "rows": buckets,
             "accuracy": f"{np.mean((np.array(positive) > 0.5) == labels['validation']):.4f}",
-            "loss": f"{min(losses[smoothing]):.4f}",
-            "smoothing": smoothing,
-            "epochs": len(losses[smoothing]) - 1,
+            "loss": f"{min(losses[best]):.4f}",
+            "smoothing": best[1],
+            "epochs": len(losses[best]) - 1,
             "seconds": round(seconds, 1),
         }
 

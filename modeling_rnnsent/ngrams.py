@@ -8,6 +8,7 @@ enough. Counts are not cut to 0 and 1, so that a text read in pieces gives what 
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25
 # Counts that an n-gram is given beside its own. Many: what is rare tells little, and much of it is names, which are
 # others in other texts. Few (one for either class, as in the paper): for few texts, in which all is rare.
 SMOOTHINGS = (20.0, 2.0)
+# Of fewer texts than this, shorter n-grams alone are tried as well: most longer ones stand in one text only.
+FEW_TEXTS = 1000
 BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 # The weights at the start: those of a naive Bayes classifier, made less sure.
@@ -53,12 +56,13 @@ def fit_ngrams(
     validation_rows: Sequence[np.ndarray],
     validation_labels: np.ndarray,
     seed: int = 0,
-) -> dict[float, list[float]]:
+) -> dict[tuple[int, float], list[float]]:
     """
     Fits `model.ngrams` by logistic regression (or least squares) on log-count ratios, with Adam on the rows of a batch.
 
-    Every smoothing of the counts is tried, and the table with the lowest loss on the validation texts is kept. The same
-    seed gives the same table.
+    Every smoothing of the counts is tried and, where there are few texts, every longest n-gram up to the table's
+    (longer ones then have a score of 0). The table with the lowest loss on the validation texts is kept. The same seed
+    gives the same table.
 
     Args:
         model ([`RNNSentForSequenceClassification`]): With `config.ngram_order` above 0. Only `model.ngrams` is changed.
@@ -68,8 +72,8 @@ def fit_ngrams(
         seed (`int`, *optional*, defaults to 0): Of the order of the texts.
 
     Returns:
-        `dict[float, list[float]]`: for each smoothing the loss on the validation texts of naive Bayes and after each
-        epoch of the regression, which ends after one without a lower loss.
+        `dict[tuple[int, float], list[float]]`: for each longest n-gram and smoothing the loss on the validation texts
+        of naive Bayes and after each epoch of the regression, which ends after one without a lower loss.
     """
     ngrams = model.ngrams
     problem_type = model.config.problem_type or "single_label_classification"
@@ -81,12 +85,13 @@ def fit_ngrams(
     shares = _shares(targets, problem_type, ngrams.scores.shape[1])
     odds = torch.logit(shares.mean(dim=0).clamp(1e-4, 1 - 1e-4))
     first_bias = torch.zeros_like(odds) if problem_type == "regression" else odds
-    counts = _count(rows, shares, ngrams.order, ngrams.num_buckets)
+    orders = range(1, ngrams.order + 1) if len(rows) < FEW_TEXTS else (ngrams.order,)
     histories, lowest = {}, float("inf")
-    for smoothing in SMOOTHINGS:
+    for order, smoothing in product(orders, SMOOTHINGS):
+        counts = _count(rows, shares, order, ngrams.num_buckets)
         regression = _Regression(_log_count_ratios(*counts, smoothing), first_bias, ngrams.order, problem_type)
         generator = np.random.default_rng(seed)
-        history = histories[smoothing] = []
+        history = histories[order, smoothing] = []
         for _ in range(MOST_EPOCHS + 1):
             history.append(regression.validate(validation_rows, validation_targets))
             if history[-1] > min(history):

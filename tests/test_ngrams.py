@@ -114,6 +114,18 @@ def test_fitting_starts_from_naive_bayes_and_ends_as_good_as_logistic_regression
     assert torch.equal(again.ngrams.scores, model.ngrams.scores)
 
 
+def test_of_few_texts_shorter_ngrams_alone_are_tried_and_the_best_table_is_kept():
+    (rows, labels), (other_rows, other_labels) = encoded_reviews(80), encoded_reviews(200, seed=1)
+    model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=2, ngram_buckets=4096, ngram_weight=1.0)
+    history = fit_ngrams(model, rows, labels, other_rows, other_labels)
+    assert {order for order, _ in history} == {1, 2}
+    logits = torch.cat([model(torch.from_numpy(row).view(1, -1)).logits for row in other_rows])
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(other_labels)).item()
+    assert loss == pytest.approx(min(map(min, history.values())), rel=1e-4)
+    rows, labels = encoded_reviews(1000)
+    assert {order for order, _ in fit_ngrams(model, rows, labels, other_rows, other_labels)} == {2}
+
+
 def test_first_scores_are_log_count_ratios(monkeypatch):
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
     monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", (2.0,))
