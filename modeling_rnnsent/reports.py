@@ -275,7 +275,7 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    place = repo_id or (Path(folder).as_posix() if Path(folder).name else name)
+    place = repo_id or (name if Path(folder).is_absolute() or not Path(folder).name else Path(folder).as_posix())
     text = _card_text(place, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or [])
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
