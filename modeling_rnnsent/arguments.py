@@ -193,7 +193,7 @@ class RNNSentTrainingArguments(TrainingArguments):
             raise ValueError(f"hub_strategy must be 'end': the finished run is uploaded, got {self.hub_strategy!r}.")
         super().__post_init__()
         # A CPU that does not multiply in bfloat16 emulates it, several times slower than float32.
-        if self.bf16 and self.use_cpu and not torch.cpu._is_avx512_bf16_supported():
+        if self.mixed_precision == "bf16" and self.use_cpu and not torch.cpu._is_avx512_bf16_supported():
             self.mixed_precision = "no"
 
     @property

@@ -38,12 +38,11 @@ def use_threads(arguments: RNNSentTrainingArguments):
         if arguments.num_threads < 1:
             raise InputError(f"num_threads must be at least 1, got {arguments.num_threads}.")
         torch.set_num_threads(arguments.num_threads)
-    elif os.environ.get("OMP_NUM_THREADS") == "1" and os.environ.keys() & {
-        "ACCELERATE_MIXED_PRECISION",
-        "TORCHELASTIC_RUN_ID",
-    }:
-        if _threads_were_said():
-            return
+    elif (
+        os.environ.get("OMP_NUM_THREADS") == "1"
+        and os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
+        and not _threads_were_said()
+    ):
         # The cores that this process may run on: a container or a batch system often gives fewer than there are.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cores = min(cores, psutil.cpu_count(logical=False) or cores)

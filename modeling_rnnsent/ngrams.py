@@ -87,9 +87,9 @@ def fit_ngrams(
     first_bias = torch.zeros_like(odds) if problem_type == "regression" else odds
     orders = range(1, ngrams.order + 1) if len(rows) < FEW_TEXTS else (ngrams.order,)
     histories, lowest = {}, float("inf")
+    counts = {order: _count(rows, shares, order, ngrams.num_buckets) for order in orders}
     for order, smoothing in product(orders, SMOOTHINGS):
-        counts = _count(rows, shares, order, ngrams.num_buckets)
-        regression = _Regression(_log_count_ratios(*counts, smoothing), first_bias, ngrams.order, problem_type)
+        regression = _Regression(_log_count_ratios(*counts[order], smoothing), first_bias, ngrams.order, problem_type)
         generator = np.random.default_rng(seed)
         history = histories[order, smoothing] = []
         for _ in range(MOST_EPOCHS + 1):

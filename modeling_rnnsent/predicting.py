@@ -146,14 +146,18 @@ class _Part:
         kept = 0
         if self.path.exists():
             with open(self.path, "rb") as file:
-                first, *windows = [line for line in file if line.endswith(b"\n")] or [b""]
-            if windows and first.decode() != header + "\n":
-                raise InputError(
-                    f"{self.path} holds results of another input or model, or of what they were before: add "
-                    "--overwrite to begin anew."
-                )
-            self.num_windows = len(windows)
-            kept = sum(map(len, (first, *windows))) if windows else 0
+                first = file.readline()
+                for line in file:
+                    if line.endswith(b"\n"):
+                        kept += len(line)
+                        self.num_windows += 1
+            if self.num_windows:  # else there is nothing to lose, whatever it was to be
+                if first.decode() != header + "\n":
+                    raise InputError(
+                        f"{self.path} holds results of another input or model, or of what they were before: add "
+                        "--overwrite to begin anew."
+                    )
+                kept += len(first)
             os.truncate(self.path, kept)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         if kept == 0:

@@ -35,7 +35,10 @@ def ask_teachers(names: list[str], texts: Dataset, labels: Labels) -> Dataset:
 def _mean_answer(names: list[str], texts: Dataset, labels: Labels) -> np.ndarray:
     answers = []
     for name in names:
-        scorer = load_scorer(name)
+        try:
+            scorer = load_scorer(name)
+        except InputError as error:
+            raise InputError(f"the teacher {error}") from error
         if list(scorer.config.id2label.values()) != list(labels.config["id2label"].values()):
             raise InputError(
                 f"the teacher {name!r} has the labels {list(scorer.config.id2label.values())}, the data has "

@@ -230,12 +230,16 @@ def test_threads_are_all_cores_or_what_was_said(options, environment, expected, 
 def test_bfloat16_trains_to_the_same_accuracy(odd, tmp_path):
     """Where the device multiplies in it; elsewhere all stays in float32 and the flag changes no bit."""
     flags = [*odd[1], *SMALL, "--pooling=max", "--num_train_epochs=6", "--learning_rate=0.02"]
-    for name, more in (("float32", []), ("bf16", ["--bf16"])):
-        train(*flags, *more, f"--output_dir={tmp_path / name}")
-        assert results(tmp_path / name)["accuracy"] > 0.9
+    weights = []
+    # `accelerate launch --mixed_precision bf16` says it in the environment.
+    for more, environment in (([], {}), (["--bf16"], {}), ([], {"ACCELERATE_MIXED_PRECISION": "bf16"})):
+        output = tmp_path / str(len(weights))
+        train(*flags, *more, f"--output_dir={output}", **environment)
+        assert results(output)["accuracy"] > 0.9
+        weights.append(load_file(output / "model.safetensors"))
     if not torch.accelerator.is_available() and not torch.cpu._is_avx512_bf16_supported():
-        weights = [load_file(tmp_path / name / "model.safetensors") for name in ("float32", "bf16")]
-        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
+        for other in weights[1:]:
+            assert all(torch.equal(weights[0][name], other[name]) for name in weights[0] | other)
 
 
 @pytest.fixture(scope="module")
