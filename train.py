@@ -28,7 +28,7 @@ from modeling_rnnsent import (
 )
 from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
-from modeling_rnnsent.data import LabeledTexts, PaddingCollator, load_labeled_texts, load_texts, tokenize
+from modeling_rnnsent.data import LabeledTexts, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
 from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.launching import (
@@ -38,10 +38,12 @@ from modeling_rnnsent.launching import (
     use_threads,
     warn_of_missing_processes,
 )
-from modeling_rnnsent.metrics import fit_temperature, metrics_for, probabilities
+from modeling_rnnsent.metrics import fit_temperature, metrics_for
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
+from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.publishing import publish_run
 from modeling_rnnsent.reports import Predictions, find_mistakes, show_mistakes, write_model_card, write_pictures
+from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, choose_metric

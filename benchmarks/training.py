@@ -25,7 +25,8 @@ from transformers import set_seed
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import parse_run
-from modeling_rnnsent.data import PaddingCollator, load_labeled_texts, tokenize
+from modeling_rnnsent.data import load_labeled_texts, tokenize
+from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.tokenization import build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from .errors import InputError
-from .metrics import probabilities
-from .scoring import OnnxScorer, TorchScorer
+from .scoring import OnnxScorer, TorchScorer, probabilities
 from .tokenization import WordEncoder
 
 WINDOW_SIZE = 4096

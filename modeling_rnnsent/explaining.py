@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .data import pad
 from .errors import InputError
-from .metrics import probabilities
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .ngrams_rnnsent import find_ngrams
-from .scoring import load_torch_scorer
+from .padding import pad
+from .scoring import load_torch_scorer, probabilities
 
 # Tokens of a batch of variants of one text.
 _BATCH_TOKENS = 16384

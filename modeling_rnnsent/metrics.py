@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from .data import Labels
+from .scoring import probabilities
 
 
 class SingleLabelMetrics(evaluate.Metric):
@@ -109,17 +110,6 @@ def measure_for(labels: Labels) -> Callable[[np.ndarray, np.ndarray], dict[str, 
         "regression": RegressionMetrics,
     }[labels.problem_type](keep_in_memory=True)
     return lambda predictions, references: module.compute(predictions=predictions, references=references)
-
-
-def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Logits `(texts, labels)` to probabilities, or to the values `(texts,)` of a regression."""
-    logits = np.asarray(logits, dtype=np.float64)
-    if problem_type == "regression":
-        return logits.reshape(len(logits))
-    if problem_type == "multi_label_classification":
-        return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:

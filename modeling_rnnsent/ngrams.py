@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import pad
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .ngrams_rnnsent import find_ngrams
+from .padding import pad
 
 # A table has about as many rows as there are n-grams, within these limits.
 LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .arguments import RNNSentTrainingArguments
-from .data import PaddingCollator
 from .errors import InputError
 from .modeling_rnnsent import RNNSentForSequenceClassification
+from .padding import PaddingCollator
 from .sampling import batches_by_length, epoch_generator
 
 # How far virtual adversarial training steps to find the direction to go, as a share of how far it then goes.

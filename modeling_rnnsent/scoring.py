@@ -1,4 +1,4 @@
-"""A saved model as a function from rows of ids to logits: in torch, or exported to ONNX."""
+"""A saved model as a function from rows of ids to logits, in torch or exported to ONNX, and these as probabilities."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from .configuration_rnnsent import RNNSentConfig
-from .data import pad
 from .errors import InputError, loading
 from .modeling_rnnsent import RNNSentForSequenceClassification
+from .padding import pad
 
 ONNX_FILE = "model.onnx"
 CLASSIFIER = RNNSentForSequenceClassification.__name__
@@ -119,3 +119,14 @@ def load_scorer(name: str, device: torch.device | str = "cpu") -> TorchScorer | 
             )
         model = RNNSentForSequenceClassification.from_pretrained(name).to(device)
         return TorchScorer(model, AutoTokenizer.from_pretrained(name))
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Logits `(texts, labels)` to probabilities, or to the values `(texts,)` of a regression."""
+    logits = np.asarray(logits, dtype=np.float64)
+    if problem_type == "regression":
+        return logits.reshape(len(logits))
+    if problem_type == "multi_label_classification":
+        return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)

@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .bulk import check_unicode
-from .data import pad
 from .errors import InputError, loading
-from .metrics import probabilities
 from .modeling_rnnsent import RNNSentForSequenceClassification
-from .scoring import load_torch_scorer
+from .padding import pad
+from .scoring import load_torch_scorer, probabilities
 from .tokenization import HTML_TAG, WordEncoder
 
 # The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.

@@ -13,11 +13,12 @@ from transformers.utils import logging
 from .arguments import Run, parse_run
 from .checkpoints import locked
 from .configuration_rnnsent import RNNSentConfig
-from .data import PaddingCollator, load_labeled_texts, tokenize
+from .data import load_labeled_texts, tokenize
 from .errors import InputError, Interrupted
 from .launching import use_threads
 from .metrics import metrics_for
 from .modeling_rnnsent import RNNSentForSequenceClassification
+from .padding import PaddingCollator
 from .tokenization import build_tokenizer
 from .training import RNNSentTrainer, choose_metric
 

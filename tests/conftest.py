@@ -13,8 +13,11 @@ from pathlib import Path  # noqa: E402
 
 import pandas  # noqa: E402
 import pytest  # noqa: E402
+from prepared import run_prepared  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+RNNSENT = str(Path(sys.executable).with_name("rnnsent"))
+TIMEOUT = 300  # seconds
 POSITIVE = ("wonderful", "loved", "great", "brilliant", "touching")
 NEGATIVE = ("awful", "hated", "boring", "terrible", "dull")
 FILLER = ["the", "film", "was", "a", "story", "about", "people", "and", "their", "lives", "in", "some", "town"]
@@ -36,15 +39,22 @@ def make_reviews(count: int, seed: int = 0) -> pandas.DataFrame:
 
 def run(*command, check=True, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
     """Runs a program as a user would, offline."""
-    result = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [str(part) for part in command]
+    if command[0] == "rnnsent":
+        command[0] = RNNSENT
+    script = command[1:] if command[0] == sys.executable else command
+    if not environment and (script[0] == RNNSENT or script[0].endswith(".py")):
+        result = run_prepared(script, cwd, TIMEOUT)
+    else:
+        result = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
 

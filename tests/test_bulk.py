@@ -5,12 +5,12 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import RNNSENT, ROOT, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
@@ -22,7 +22,6 @@ from modeling_rnnsent.exporting import export_model, exported_pipeline
 from modeling_rnnsent.scoring import OnnxScorer, TorchScorer, load_scorer
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 
-ROOT = Path(__file__).parents[1]
 WORDS = ["a", "bad", "good", "great", "dull", "film", "plot", "actor", "the", "and", ":)", "was", "not", "it", "is"]
 TOKENIZER = build_tokenizer([" ".join(WORDS)])
 
@@ -150,9 +149,10 @@ def test_fast_encoding_leaves_other_tokenizers_alone():
     assert [row.tolist() for row in WordEncoder(other)(texts)] == other(texts)["input_ids"]
 
 
-def rnnsent(*arguments, launcher=(), **options):
-    command = [sys.executable, *launcher, "-m", "modeling_rnnsent.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **options)
+def rnnsent(*arguments, launcher=()):
+    if not launcher:
+        return run(RNNSENT, *arguments, check=False)
+    return run(sys.executable, *launcher, "-m", "modeling_rnnsent.cli", *arguments, check=False)
 
 
 @pytest.fixture(scope="module")

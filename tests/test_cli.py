@@ -6,12 +6,11 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pandas
 import pytest
-from conftest import SMALL, run, train
+from conftest import RNNSENT, SMALL, run, train
 from PIL import Image
 from test_models import make
 from transformers import pipeline
@@ -19,7 +18,6 @@ from transformers import pipeline
 from modeling_rnnsent import RNNSentForCausalLM
 from modeling_rnnsent.metrics import calibration_error, fit_temperature, mean_loss
 
-RNNSENT = os.path.join(os.path.dirname(sys.executable), "rnnsent")
 TEXTS = ["a wonderful film", "dull and boring", "", "the story was touching"]
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from modeling_rnnsent.arguments import DataArguments
-from modeling_rnnsent.data import PaddingCollator, load_labeled_texts, tokenize
+from modeling_rnnsent.data import load_labeled_texts, tokenize
 from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.tokenization import build_tokenizer
 
 FRAME = pandas.DataFrame({"text": [f"text {i}" for i in range(20)], "label": [i % 2 for i in range(20)]})

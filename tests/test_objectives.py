@@ -15,8 +15,8 @@ from torch import nn
 from modeling_rnnsent import RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
 from modeling_rnnsent.bulk import BulkClassifier
-from modeling_rnnsent.data import PaddingCollator
 from modeling_rnnsent.objectives import Objectives, unlabeled_batches, watched
+from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.scoring import load_scorer
 
 

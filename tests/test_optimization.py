@@ -16,8 +16,8 @@ from transformers import TrainerCallback, set_seed
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
-from modeling_rnnsent.data import PaddingCollator
 from modeling_rnnsent.optimization import LazyAdamW, clip_gradients, lazy_embedding
+from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.training import RNNSentTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -218,7 +218,7 @@ from transformers import set_seed
 import modeling_rnnsent.training as training
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
-from modeling_rnnsent.data import PaddingCollator
+from modeling_rnnsent.padding import PaddingCollator
 
 training.LAZY_ELEMENTS = int(sys.argv[1])
 generator = np.random.default_rng(0)

@@ -56,9 +56,11 @@ def flags(reviews, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(flags, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    start = time.perf_counter()
-    train(*flags, f"--output_dir={output}")
-    return output, time.perf_counter() - start
+    begin = time.perf_counter()
+    process = start(*flags, f"--output_dir={output}")
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    return output, time.perf_counter() - begin
 
 
 def same(first: Path, second: Path):

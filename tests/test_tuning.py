@@ -1,18 +1,15 @@
 """`rnnsent tune`: a search as a process, stopped and gone on with, and the recipe that it writes."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import optuna
 import pytest
 import yaml
-from conftest import ROOT, run, train
+from conftest import RNNSENT, ROOT, run, train
 
-RNNSENT = os.path.join(os.path.dirname(sys.executable), "rnnsent")
 pytestmark = pytest.mark.slow
 
 
