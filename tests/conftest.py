@@ -13,7 +13,7 @@ from pathlib import Path  # noqa: E402
 
 import pandas  # noqa: E402
 import pytest  # noqa: E402
-from prepared import run_prepared  # noqa: E402
+from prepared import Prepared  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RNNSENT = str(Path(sys.executable).with_name("rnnsent"))
@@ -37,20 +37,22 @@ def make_reviews(count: int, seed: int = 0) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def run(*command, check=True, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
+def run(*command, check=True, cwd=ROOT, input="", **environment) -> subprocess.CompletedProcess:
     """Runs a program as a user would, offline."""
     command = [str(part) for part in command]
     if command[0] == "rnnsent":
         command[0] = RNNSENT
     script = command[1:] if command[0] == sys.executable else command
     if not environment and (script[0] == RNNSENT or script[0].endswith(".py")):
-        result = run_prepared(script, cwd, TIMEOUT)
+        process = Prepared(script, cwd, input.encode())
+        printed = process.communicate(TIMEOUT)
+        result = subprocess.CompletedProcess(command, process.returncode, *printed)
     else:
         result = subprocess.run(
             command,
             cwd=cwd,
             env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-            stdin=subprocess.DEVNULL,
+            input=input,
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

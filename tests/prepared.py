@@ -6,6 +6,7 @@ tests ask them: a server that has imported them forks for each.
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,28 +21,59 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(LIBRARIES)
 
 
-def run_prepared(command: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess:
-    """A Python script and its arguments, run offline as `subprocess.run` with captured text would."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")  # the server reads it, when it imports the library
-        forkserver.ensure_running()
-        environment = dict(os.environ)
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _context.Process(target=_run, args=(command, cwd, environment, streams))
-        process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(command, timeout)
-        output, errors = (stream.read_text(encoding="utf-8") for stream in streams)
-    return subprocess.CompletedProcess(command, process.exitcode, output, errors)
+class Prepared:
+    """
+    A Python script that runs, offline and with its output kept, used like a `subprocess.Popen`.
+
+    Args:
+        command (`list[str]`): The script and its arguments.
+        cwd (`Path`): Where it runs.
+        input (`bytes`): Its standard input.
+        environment: Variables beside those of this process, none of which a library reads when it is imported.
+    """
+
+    def __init__(self, command: list[str], cwd: Path, input: bytes = b"", **environment: str):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HF_HUB_OFFLINE", "1")  # the server reads it, when it imports the library
+            forkserver.ensure_running()
+            environment = {**os.environ, **environment}
+        self.command = command
+        self.folder = tempfile.TemporaryDirectory()
+        self.streams = [Path(self.folder.name, name) for name in ("stdin", "stdout", "stderr")]
+        self.streams[0].write_bytes(input)
+        self.process = _context.Process(target=_run, args=(command, cwd, environment, self.streams))
+        self.process.start()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int):
+        if self.poll() is None:
+            os.kill(self.process.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it printed on standard output and standard error, when it has ended."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.kill()
+            self.process.join()
+            raise subprocess.TimeoutExpired(self.command, timeout)
+        output, errors = (stream.read_text(encoding="utf-8") for stream in self.streams[1:])
+        self.folder.cleanup()
+        return output, errors
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
 
 
 def _run(command: list[str], cwd: Path, environment: dict[str, str], streams: list[Path]):
-    for descriptor, stream in enumerate(streams, start=1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    for descriptor, (stream, mode) in enumerate(zip(streams, (os.O_RDONLY, *2 * [os.O_WRONLY | os.O_CREAT]))):
+        os.dup2(os.open(stream, mode), descriptor)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

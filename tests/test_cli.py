@@ -21,20 +21,15 @@ from modeling_rnnsent.metrics import calibration_error, fit_temperature, mean_lo
 TEXTS = ["a wonderful film", "dull and boring", "", "the story was touching"]
 
 
-def piped(text: str, *arguments) -> subprocess.CompletedProcess:
-    command = [RNNSENT, *map(str, arguments)]
-    return subprocess.run(command, input=text.encode(), capture_output=True, timeout=120)
-
-
 def test_predict_reads_lines_and_prints_json(book_run):
-    printed = piped("\n".join(TEXTS) + "\n", "predict", book_run, "--json").stdout.decode()
+    printed = run(RNNSENT, "predict", book_run, "--json", input="\n".join(TEXTS) + "\n").stdout
     rows = [json.loads(line) for line in printed.splitlines()]
     classify = pipeline("text-classification", model=str(book_run))
     for text, row in zip(TEXTS, rows, strict=True):
         (expected,) = classify([text])
         assert row["text"] == text and row["label"] == expected["label"]
         assert row["score"] == pytest.approx(expected["score"], abs=1e-5)
-    lines = piped("a wonderful film\r\ndull", "predict", book_run).stdout.decode().splitlines()
+    lines = run(RNNSENT, "predict", book_run, input="a wonderful film\r\ndull").stdout.splitlines()
     assert [line.split("\t")[2] for line in lines] == ["a wonderful film", "dull"]
 
 

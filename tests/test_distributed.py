@@ -13,7 +13,8 @@ import pandas
 import psutil
 import pytest
 import torch
-from conftest import ROOT, SMALL, run, train
+from conftest import ROOT, SMALL, TIMEOUT, run, train
+from prepared import Prepared
 from safetensors.torch import load_file
 from sklearn import metrics
 from test_models import make, make_batch
@@ -36,6 +37,16 @@ def torchrun(*flags) -> list[str]:
     """The command that starts two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
     return [*command, f"--master_port={free_port()}", "train.py", *map(str, flags)]
+
+
+def train_in_two(*flags) -> str:
+    """Runs `train.py` in two processes that are told of each other as `torchrun` does; what they printed."""
+    known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = ["train.py", *map(str, flags)]
+    processes = [Prepared(command, ROOT, RANK=rank, LOCAL_RANK=rank, **known) for rank in ("0", "1")]
+    printed = [process.communicate(TIMEOUT) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    return "".join(output for output, _ in printed)
 
 
 def accelerate_launch(*flags) -> list[str]:
@@ -64,10 +75,10 @@ def odd(tmp_path_factory, reviews):
 def test_two_processes_report_what_one_finds(odd, tmp_path):
     folder, files = odd
     flags = ["configuration/default.yaml", *files, *SMALL, "--per_device_eval_batch_size=8", "--num_train_epochs=2"]
-    result = run(*torchrun(*flags, "--learning_rate=0.01", f"--output_dir={tmp_path / 'run'}"))
+    printed = train_in_two(*flags, "--learning_rate=0.01", f"--output_dir={tmp_path / 'run'}")
     # One process says what there is to say, and alone prepares what all read.
     for line in ("Three examples:", "fitting ", "n-grams alone:"):
-        assert result.stdout.count(line) == 1, result.stdout
+        assert printed.count(line) == 1, printed
     found = results(tmp_path / "run")
     frame = pandas.read_csv(folder / "test.csv")
     answers = pipeline("text-classification", model=str(tmp_path / "run"), top_k=None)(list(frame["text"]))
@@ -98,15 +109,11 @@ def read_config(folder):
 def test_accumulated_and_shared_batches_give_the_update_of_a_large_one(task, odd, tmp_path):
     flags = [*odd[1][: 3 if task == "text-classification" else 2], *SMALL, f"--task={task}", "--optim=sgd"]
     flags += ["--lr_scheduler_type=constant", "--learning_rate=0.5", "--max_steps=12", "--max_grad_norm=0"]
-    sides = {"large": (train, 16, 1), "accumulated": (train, 4, 4), "shared": (torchrun, 4, 2)}
+    sides = {"large": (train, 16, 1), "accumulated": (train, 4, 4), "shared": (train_in_two, 4, 2)}
     weights = {}
     for name, (start, batch_size, accumulation) in sides.items():
         settings = [f"--per_device_train_batch_size={batch_size}", f"--gradient_accumulation_steps={accumulation}"]
-        settings += [f"--output_dir={tmp_path / name}"]
-        if start is train:
-            train(*flags, *settings)
-        else:
-            run(*torchrun(*flags, *settings))
+        start(*flags, *settings, f"--output_dir={tmp_path / name}")
         weights[name] = load_file(tmp_path / name / "model.safetensors")
     # 203 texts: the 13th step would be the first that has fewer.
     for name in ("accumulated", "shared"):
@@ -119,7 +126,7 @@ def test_accumulated_and_shared_batches_give_the_update_of_a_large_one(task, odd
 def test_a_language_models_loss_is_the_mean_over_tokens(bidirectional, odd, tmp_path):
     flags = [*odd[1][:2], *SMALL, "--task=language-modeling", f"--bidirectional={bidirectional}", "--max_steps=4"]
     flags += ["--max_length=12", "--per_device_eval_batch_size=8"]
-    run(*torchrun(*flags, f"--output_dir={tmp_path / 'two'}"))
+    train_in_two(*flags, f"--output_dir={tmp_path / 'two'}")
     model = RNNSentForCausalLM.from_pretrained(tmp_path / "two")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "two")
     losses = []
@@ -168,7 +175,7 @@ def test_two_machines_train_one_model(odd, tmp_path):
 def test_interrupted_run_of_two_processes_goes_on_to_the_same_end(odd, tmp_path):
     flags = [*odd[1], *SMALL, "--num_train_epochs=4", "--save_steps=3", "--word_dropout=0.3", "--disable_tqdm=true"]
     flags += ["--train_sampling_strategy=group_by_length"]
-    run(*torchrun(*flags, f"--output_dir={tmp_path / 'whole'}"))
+    train_in_two(*flags, f"--output_dir={tmp_path / 'whole'}")
     output = tmp_path / "run"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
@@ -227,14 +234,15 @@ def test_threads_are_all_cores_or_what_was_said(options, environment, expected, 
 
 
 @pytest.mark.slow
-def test_bfloat16_trains_to_the_same_accuracy(odd, tmp_path):
+def test_bfloat16_trains_to_the_same_accuracy(odd, tmp_path, monkeypatch):
     """Where the device multiplies in it; elsewhere all stays in float32 and the flag changes no bit."""
     flags = [*odd[1], *SMALL, "--pooling=max", "--num_train_epochs=6", "--learning_rate=0.02"]
     weights = []
     # `accelerate launch --mixed_precision bf16` says it in the environment.
-    for more, environment in (([], {}), (["--bf16"], {}), ([], {"ACCELERATE_MIXED_PRECISION": "bf16"})):
+    for more, precision in (([], "no"), (["--bf16"], "no"), ([], "bf16")):
         output = tmp_path / str(len(weights))
-        train(*flags, *more, f"--output_dir={output}", **environment)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        train(*flags, *more, f"--output_dir={output}")
         assert results(output)["accuracy"] > 0.9
         weights.append(load_file(output / "model.safetensors"))
     if not torch.accelerator.is_available() and not torch.cpu._is_avx512_bf16_supported():

@@ -4,13 +4,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, train
+from prepared import Prepared
 from test_training import fails, read
 
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
@@ -56,11 +55,8 @@ def flags(reviews, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(flags, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    begin = time.perf_counter()
-    process = start(*flags, f"--output_dir={output}")
-    printed = process.communicate()[0]
-    assert process.returncode == 0, printed
-    return output, time.perf_counter() - begin
+    train(*flags, f"--output_dir={output}")
+    return output, read(output / "train_results.json")["total_runtime"]
 
 
 def same(first: Path, second: Path):
@@ -75,18 +71,14 @@ def same(first: Path, second: Path):
     assert evaluations[0] == evaluations[1]
 
 
-def start(*flags) -> subprocess.Popen:
-    command = [sys.executable, "train.py", *map(str, flags)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(*flags) -> Prepared:
+    return Prepared(["train.py", *map(str, flags)], ROOT)
 
 
-def until(condition, process: subprocess.Popen, seconds: float = 120):
+def until(condition, process: Prepared, seconds: float = 120):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.005)
 
 
@@ -101,7 +93,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, fla
     process = start(*flags, f"--output_dir={output}")
     until(lambda: (output / "checkpoint-15").exists(), process)  # within the second epoch
     process.send_signal(signal.SIGINT)
-    printed = process.communicate()[0]
+    printed = "".join(process.communicate())
     assert process.returncode == 130 and "Traceback" not in printed
     last = list_checkpoints(output)[-1]
     assert f"error: interrupted: {last} is saved" in printed and "--resume_from_checkpoint last" in printed
@@ -118,7 +110,7 @@ def test_interrupted_before_the_first_step_leaves_nothing(flags, tmp_path):
     process = start(*flags, f"--output_dir={output}")
     until(lambda: (output / ".lock").exists(), process)
     process.send_signal(signal.SIGINT)
-    printed = process.communicate()[0]
+    printed = "".join(process.communicate())
     assert process.returncode == 130 and "error: interrupted: " in printed and "Traceback" not in printed
     # A library may have swallowed the interruption: then the first step is the last, and is saved.
     if "there is no checkpoint yet" in printed:
