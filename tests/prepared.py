@@ -40,7 +40,8 @@ class Prepared:
         self.command = command
         self.folder = tempfile.TemporaryDirectory()
         self.streams = [Path(self.folder.name, name) for name in ("stdin", "stdout", "stderr")]
-        self.streams[0].write_bytes(input)
+        for stream in self.streams:  # here, for a process may be killed before it has opened any
+            stream.write_bytes(input if stream.name == "stdin" else b"")
         self.process = _context.Process(target=_run, args=(command, cwd, environment, self.streams))
         self.process.start()
 
@@ -71,7 +72,7 @@ class Prepared:
 
 
 def _run(command: list[str], cwd: Path, environment: dict[str, str], streams: list[Path]):
-    for descriptor, (stream, mode) in enumerate(zip(streams, (os.O_RDONLY, *2 * [os.O_WRONLY | os.O_CREAT]))):
+    for descriptor, (stream, mode) in enumerate(zip(streams, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))):
         os.dup2(os.open(stream, mode), descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
