@@ -69,16 +69,16 @@ def start(run: Run):
     warn_of_missing_processes(arguments)
     if is_finished(arguments) and is_left_alone(run):
         return
-    with locked(arguments.output_dir) if arguments.should_save else nullcontext():
-        try:
-            with stop_request.heeded(is_patient=False):
-                train(run)
-        except Interrupted:
-            raise
-        except KeyboardInterrupt:
-            checkpoints = list_checkpoints(Path(arguments.output_dir))
-            how = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}" if checkpoints else None
-            raise Interrupted(f"interrupted: {how or 'there is no checkpoint yet'}", stop_request.signal) from None
+    lock = locked(arguments.output_dir) if arguments.should_save else nullcontext()
+    try:
+        with stop_request.heeded(is_patient=False), lock:
+            train(run)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        checkpoints = list_checkpoints(Path(arguments.output_dir))
+        how = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}" if checkpoints else None
+        raise Interrupted(f"interrupted: {how or 'there is no checkpoint yet'}", stop_request.signal) from None
 
 
 def is_left_alone(run: Run) -> bool:

@@ -48,18 +48,19 @@ def locked(folder: str) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / _LOCK)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(
-            f"another run is writing into output_dir {folder!r}: wait for its end, or name another --output_dir."
-        ) from None
-    shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a run that was killed while it wrote
-    try:
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise InputError(
+                f"another run is writing into output_dir {folder!r}: wait for its end, or name another --output_dir."
+            ) from None
+        shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a run that was killed while it wrote
         yield
     finally:
-        shutil.rmtree(path / UNFINISHED, ignore_errors=True)
-        (path / _LOCK).unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            shutil.rmtree(path / UNFINISHED, ignore_errors=True)
+            (path / _LOCK).unlink(missing_ok=True)
+            lock.release()
         if is_new and not any(path.iterdir()):  # a run that came to nothing leaves nothing
             path.rmdir()
 
