@@ -47,7 +47,7 @@ from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, choose_metric
-from modeling_rnnsent.vectors import set_vectors
+from modeling_rnnsent.vectors import check_vectors, set_vectors
 
 EXAMPLES = (
     "I loved every minute of this film: great story, wonderful actors.",
@@ -111,6 +111,7 @@ def is_same(run: Run) -> bool:
 def train(run: Run):
     arguments = run.training
     checkpoint = find_checkpoint(arguments, run.settings(None))
+    check_start(run)
     with arguments.main_process_first(desc="reading the data"):
         if run.data.task == "language-modeling":
             texts = load_texts(run.data)
@@ -182,16 +183,24 @@ def choose_texts(run: Run, texts: LabeledTexts) -> datasets.DatasetDict:
     return datasets.DatasetDict(parts)
 
 
+def check_start(run: Run):
+    """Sees to it, before the data is read, that word vectors can be had and are wanted."""
+    vectors, started = run.model.word_vectors, run.model.model_name_or_path
+    if vectors is None:
+        return
+    if started is not None:
+        raise InputError(
+            f"word_vectors {vectors!r} is for a new model, and model_name_or_path {started!r} has an embedding: give "
+            "one of them."
+        )
+    check_vectors(vectors)
+
+
 def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
     """The model that the training starts from: with vectors and n-grams unless a model or checkpoint has them."""
     given = {name: value for name, value in vars(run.model).items() if value is not None}
     given.update(pad_token_id=tokenizer.pad_token_id, **(texts.labels.config if texts.labels else {}))
     vectors = given.pop("word_vectors", None)
-    if vectors is not None and run.model.model_name_or_path is not None:
-        raise InputError(
-            f"word_vectors {vectors!r} is for a new model, and model_name_or_path {run.model.model_name_or_path!r} has "
-            "an embedding: give one of them."
-        )
     if texts.labels is None or not run.model.ngram_order:
         model = start_model(
             run, given, tokenizer, RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM

@@ -18,8 +18,8 @@ from .tokenization import WordEncoder
 
 TRAINED = "word2vec"
 _SUFFIXES = (".txt", ".vec", ".bin", ".txt.gz", ".vec.gz", ".bin.gz")
-# gensim gives the same vectors again only with one worker.
-_SETTINGS = {"window": 8, "negative": 8, "epochs": 5, "min_count": 1, "workers": 1}
+# gensim's own choices, but that the vocabulary is chosen already, and only one worker gives the same vectors again.
+_SETTINGS = {"min_count": 1, "workers": 1}
 
 
 def set_vectors(
@@ -53,6 +53,7 @@ def set_vectors(
     embedding = model.get_input_embeddings()
     if embedding is None:
         raise InputError('word_vectors needs an embedding, got input_encoding="one_hot".')
+    check_vectors(name)
     special = set(tokenizer.all_special_ids)
     vocabulary = {word: index for word, index in tokenizer.get_vocab().items() if index not in special}
     if name == TRAINED:
@@ -75,6 +76,25 @@ def set_vectors(
     return len(rows) / max(1, len(vocabulary))
 
 
+def check_vectors(name: str):
+    """
+    Sees to it that there are such vectors, before anything that takes time.
+
+    Args:
+        name (`str`): As in [`set_vectors`].
+
+    Raises:
+        InputError: where gensim is missing, or there is no such file in one of the formats.
+    """
+    _gensim()
+    if name == TRAINED:
+        return
+    if not name.endswith(_SUFFIXES):
+        raise InputError(f"word_vectors {name!r}: give word2vec, or a file whose name ends in {', '.join(_SUFFIXES)}.")
+    if not Path(name).is_file():
+        raise InputError(f"word_vectors {name!r}: there is no such file.")
+
+
 def _gensim():
     try:
         import gensim.models
@@ -84,10 +104,6 @@ def _gensim():
 
 
 def _read(name: str):
-    if not name.endswith(_SUFFIXES):
-        raise InputError(f"word_vectors {name!r}: give word2vec, or a file whose name ends in {', '.join(_SUFFIXES)}.")
-    if not Path(name).is_file():
-        raise InputError(f"word_vectors {name!r}: there is no such file.")
     read = _gensim().KeyedVectors.load_word2vec_format
     is_binary = name.removesuffix(".gz").endswith(".bin")
     try:

@@ -136,7 +136,7 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def language_model(texts):
-    train(
+    result = train(
         "configuration/pretrain.yaml",
         f"--train_file={texts / 'more.txt'}",
         "--validation_size=0.1",
@@ -149,6 +149,7 @@ def language_model(texts):
         *SMALL,
         f"--output_dir={texts / 'lm'}",
     )
+    assert "of the vocabulary start from word vectors" in result.stdout
     return texts / "lm"
 
 

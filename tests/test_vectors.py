@@ -1,6 +1,7 @@
 """Embeddings that start from word vectors: of a file, against gensim's own reading, and trained on the texts."""
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.tokenization import build_tokenizer
-from modeling_rnnsent.vectors import set_vectors
+from modeling_rnnsent.vectors import check_vectors, set_vectors
 
 WORDS = ["film", "great", "dull", "elsewhere"]
 
@@ -104,3 +105,13 @@ def test_run_starts_from_vectors(reviews, vectors, tmp_path):
     assert 0.2 < rows < 0.8
     line = fails(*flags, f"--model_name_or_path={tmp_path / 'run'}", f"--output_dir={tmp_path / 'other'}")
     assert "give one of them" in line
+
+
+def test_vectors_that_cannot_be_had_are_said_before_the_texts_are_read(monkeypatch, reviews, tmp_path):
+    flags = [*SMALL, f"--train_file={reviews / 'train.csv'}", f"--output_dir={tmp_path / 'run'}"]
+    result = train(*flags, f"--word_vectors={tmp_path / 'missing.vec'}", check=False)
+    assert "no such file" in result.stderr and "Tokenizing" not in result.stdout + result.stderr
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setitem(sys.modules, "gensim", None)
+    with pytest.raises(InputError, match=r'pip install "rnnsent\[vectors\]"'):
+        check_vectors("word2vec")
