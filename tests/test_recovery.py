@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,8 @@ def test_killed_anywhere_and_taken_up_again_ends_the_same(flags, undisturbed, tm
                 wanted = generator.randint(1, 8)
                 seen = set()
                 while process.poll() is None and len(seen) < wanted:
-                    seen |= set(output.glob(".unfinished/checkpoint-*/*"))
+                    with suppress(FileNotFoundError):  # it was moved to its place while it was listed
+                        seen |= set(output.glob(".unfinished/checkpoint-*/*"))
             process.kill()
             process.communicate()
             for checkpoint in list_checkpoints(output):
