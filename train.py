@@ -111,7 +111,8 @@ def is_same(run: Run) -> bool:
 def train(run: Run):
     arguments = run.training
     checkpoint = find_checkpoint(arguments, run.settings(None))
-    check_start(run)
+    if checkpoint is None:
+        check_start(run)
     with arguments.main_process_first(desc="reading the data"):
         if run.data.task == "language-modeling":
             texts = load_texts(run.data)
