@@ -115,3 +115,17 @@ def test_vectors_that_cannot_be_had_are_said_before_the_texts_are_read(monkeypat
     monkeypatch.setitem(sys.modules, "gensim", None)
     with pytest.raises(InputError, match=r'pip install "rnnsent\[vectors\]"'):
         check_vectors("word2vec")
+
+
+def test_run_goes_on_when_its_vectors_are_gone(reviews, vectors, tmp_path):
+    path, output = tmp_path / "v.txt", tmp_path / "run"
+    vectors.save_word2vec_format(str(path))
+    flags = [*SMALL, "--embedding_size=4", f"--train_file={reviews / 'train.csv'}", f"--word_vectors={path}"]
+    flags += ["--max_steps=4", "--save_strategy=steps", "--save_steps=2", f"--output_dir={output}"]
+    train(*flags)
+    whole = load_file(output / "model.safetensors")
+    path.unlink()
+    (output / "train_results.json").unlink()  # as where the run was stopped before its end
+    train(*flags, f"--resume_from_checkpoint={output / 'checkpoint-2'}")
+    again = load_file(output / "model.safetensors")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
