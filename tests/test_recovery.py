@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(flags, undi
     until(lambda: (output / "checkpoint-25").exists(), process)
     process.kill()
     process.communicate()
-    before, last = list_checkpoints(output)[-2:]
+    last = list_checkpoints(output)[-1]
     files = sorted(last.iterdir())
     assert {path.name for path in files} >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
     for path in files:
@@ -187,7 +187,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(flags, undi
     result = train(*flags, f"--output_dir={output}", RESUME)
     assert f"{last} is not whole" in result.stderr and "The one before it is used" in result.stderr
     same(output, undisturbed[0])
-    assert before.name == "checkpoint-20"
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_is_not_used(tmp_path):
