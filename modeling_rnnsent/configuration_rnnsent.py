@@ -16,7 +16,14 @@ AUTO_MAP = {
 }
 
 _SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "ngram_buckets")
-_DROPOUTS = ("word_dropout", "embedding_dropout", "hidden_dropout", "weight_dropout", "classifier_dropout")
+_DROPOUTS = (
+    "word_dropout",
+    "embedding_dropout",
+    "hidden_dropout",
+    "weight_dropout",
+    "pooling_dropout",
+    "classifier_dropout",
+)
 
 
 @strict
@@ -63,6 +70,8 @@ class RNNSentConfig(PreTrainedConfig):
             Dropout probability between recurrent layers.
         weight_dropout (`float`, *optional*, defaults to 0.0):
             DropConnect probability of the recurrent weights (Merity et al., 2018).
+        pooling_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability of the elements of the states that are pooled, drawn for every token.
         classifier_dropout (`float`, *optional*, defaults to 0.0):
             Dropout probability before each linear layer of the head; in a language model, of the states that words
             are predicted from.
@@ -127,6 +136,7 @@ class RNNSentConfig(PreTrainedConfig):
     embedding_dropout: float | int = 0.0
     hidden_dropout: float | int = 0.0
     weight_dropout: float | int = 0.0
+    pooling_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
     variational_dropout: bool = False
     ngram_order: int = 0
@@ -199,6 +209,11 @@ class RNNSentConfig(PreTrainedConfig):
             raise ValueError(
                 f"`hidden_dropout` acts between recurrent layers and needs `num_hidden_layers` of at least 2, got "
                 f"hidden_dropout={self.hidden_dropout} with num_hidden_layers=1."
+            )
+        if self.pooling_dropout > 0 and self.pooling == "last":
+            raise ValueError(
+                f'`pooling_dropout` acts on the states of all tokens and needs a `pooling` other than "last", got '
+                f'pooling_dropout={self.pooling_dropout} with pooling="last".'
             )
         if self.input_encoding == "one_hot":
             for name in ("word_dropout", "embedding_dropout", "tie_word_embeddings"):

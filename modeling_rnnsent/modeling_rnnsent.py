@@ -98,6 +98,7 @@ class RNNSentPooler(nn.Module):
     def __init__(self, config: RNNSentConfig):
         super().__init__()
         self.pooling = config.pooling
+        self.dropout = config.pooling_dropout
         self.merge_mode = config.merge_mode
         self.output_size = config.output_size
         self.num_directions = 2 if config.bidirectional else 1
@@ -130,6 +131,7 @@ class RNNSentPooler(nn.Module):
             if self.num_directions == 1:
                 return final_hidden[-1], ()
             return merge_directions(final_hidden[-2], final_hidden[-1], self.merge_mode), ()
+        hidden_states = F.dropout(hidden_states, self.dropout, self.training)
         if past is None:
             past = self._no_past(hidden_states)
         if hidden_states.shape[1] > 0:

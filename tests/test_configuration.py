@@ -23,6 +23,7 @@ DEFAULTS = {
     "embedding_dropout": 0,
     "hidden_dropout": 0,
     "weight_dropout": 0,
+    "pooling_dropout": 0,
     "classifier_dropout": 0,
     "pad_token_id": 0,
 }
@@ -61,6 +62,7 @@ def test_every_field_is_documented():
         ("weight_dropout", float("nan"), "at least 0"),
         ("classifier_dropout", "0.5", "float"),
         ("hidden_dropout", 0.1, "num_hidden_layers"),
+        ("pooling_dropout", 0.1, "pooling"),
         ("pad_token_id", 30000, "0 to 29999"),
         ("pad_token_id", -1, "0 to 29999"),
         ("initializer_range", -1.0, "at least 0"),

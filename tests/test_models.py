@@ -325,6 +325,24 @@ def test_word_dropout_drops_whole_words():
     assert torch.equal(dropped, embeddings.eq(0).any(-1)) and 0.3 < dropped.float().mean() < 0.7
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max", "max_mean", "attention"])
+def test_pooling_dropout_drops_elements_of_the_pooled_states(pooling):
+    model = make(RNNSentForSequenceClassification, pooling=pooling, bidirectional=True, pooling_dropout=0.25)
+    plain = make(RNNSentForSequenceClassification, pooling=pooling, bidirectional=True)
+    plain.load_state_dict(model.state_dict())
+    batch = make_batch([60, 40])
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits)
+    model.train()
+    torch.manual_seed(0)
+    pooled = model.rnnsent(**batch).pooler_output
+    # `last_hidden_state` is whole; the same mask over it gives what was pooled.
+    states = plain.rnnsent(**batch).last_hidden_state
+    torch.testing.assert_close(model.rnnsent(**batch).last_hidden_state, states)
+    torch.manual_seed(0)
+    expected, _ = plain.rnnsent.pooler(nn.Dropout(0.25)(states), None, batch["attention_mask"].bool())
+    torch.testing.assert_close(pooled, expected)
+
+
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
 def test_every_parameter_of_the_layer_ends_exactly_one_name_of_the_model(cell_type):
     model = make(RNNSentForSequenceClassification, cell_type=cell_type, bidirectional=True, num_hidden_layers=2)
