@@ -34,16 +34,21 @@ ROWS = {
     BASE: {},
     "without the language models": FROM_SCRATCH,
     "word vectors in place of them": {**FROM_SCRATCH, "word_vectors": "word2vec"},
-    "without adversarial loss": {"adversarial_weight": 0},
-    "without virtual adversarial loss": {"virtual_adversarial_weight": 0},
-    "without either": {"adversarial_weight": 0, "virtual_adversarial_weight": 0},
-    "virtual adversarial loss on twice as many texts": {"unlabeled_batch_size": 64},
-    "with entropy, weight 0.3": {"entropy_weight": 0.3},
+    "with adversarial loss": {"adversarial_weight": 1},
+    "with virtual adversarial loss": {"virtual_adversarial_weight": 1},
+    "with both": {"adversarial_weight": 1, "virtual_adversarial_weight": 1},
+    "with both and entropy, weight 0.3": {
+        "adversarial_weight": 1,
+        "virtual_adversarial_weight": 1,
+        "entropy_weight": 0.3,
+    },
     "without word dropout": {"word_dropout": 0},
     "without embedding dropout": {"embedding_dropout": 0},
+    "without pooling dropout": {"pooling_dropout": 0},
+    "batches of 32": {"per_device_train_batch_size": 32},
     "label smoothing 0.1": {"label_smoothing_factor": 0.1},
     "mean of the states": {"pooling": "mean"},
-    "last states": {"pooling": "last"},
+    "last states": {"pooling": "last", "pooling_dropout": 0},
     "learning rate by cosine": {"lr_scheduler_type": "cosine"},
     "learning rate constant": {"lr_scheduler_type": "constant"},
     "training texts cut at 200 words": {"max_length": 200},
@@ -74,7 +79,7 @@ def measure_row(changes: dict, fixed: dict, minutes: float, folder: Path) -> dic
     if result.exists():
         return json.loads(result.read_text())
     recipe = yaml.safe_load((ROOT / "configuration" / "imdb.yaml").read_text(encoding="utf-8"))
-    for name in ("early_stopping_patience", "load_best_model_at_end", "num_train_epochs"):
+    for name in ("load_best_model_at_end", "num_train_epochs"):
         del recipe[name]
     settings = {**recipe, "ngram_order": 0, "max_test_samples": 100, "eval_strategy": "no", "save_strategy": "no"}
     settings = {name: value for name, value in {**settings, **fixed, **changes}.items() if value is not None}
