@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(flags, undi
     until(lambda: (output / "checkpoint-25").exists(), process)
     process.kill()
     process.communicate()
-    last = list_checkpoints(output)[-1]
+    before, last = list_checkpoints(output)[-2:]
     files = sorted(last.iterdir())
     assert {path.name for path in files} >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
     for path in files:
@@ -184,6 +184,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(flags, undi
     assert "optimizer.pt is not what was written" in fails(
         *flags, f"--output_dir={output}", f"--resume_from_checkpoint={last}"
     )
+    arguments = RNNSentTrainingArguments(output_dir=str(output), resume_from_checkpoint="last")
+    assert find_checkpoint(arguments) == str(before)
     result = train(*flags, f"--output_dir={output}", RESUME)
     assert f"{last} is not whole" in result.stderr and "The one before it is used" in result.stderr
     same(output, undisturbed[0])
