@@ -13,6 +13,7 @@ travels with every checkpoint and imports torch alone.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -203,11 +204,10 @@ class RNNSentRecurrence(nn.Module):
             state, of the same form as `state`, or None.
         """
         batch_size, max_length = input.shape[:2]
+        num_states = self.num_layers * self.num_directions
         if state is None:
             dtype = self.weight_ih_l0.dtype
-            zeros = torch.zeros(
-                self.num_layers * self.num_directions, batch_size, self.hidden_size, dtype=dtype, device=input.device
-            )
+            zeros = torch.zeros(num_states, batch_size, self.hidden_size, dtype=dtype, device=input.device)
             state = (zeros, zeros) if self.cell_type == "lstm" else (zeros,)
         if max_length == 0:  # torch's kernels refuse it: nothing is read and the state stays as it is
             output_size = self.hidden_size * (2 if self.num_directions == 2 and self.merge_mode == "concat" else 1)
@@ -228,7 +228,7 @@ class RNNSentRecurrence(nn.Module):
             directions = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                initial = tuple(part[index : index + 1] for part in state)
+                initial = state if num_states == 1 else tuple(part[index : index + 1] for part in state)
                 weights = self._weights(layer, direction)
                 if layout is not None:
                     output, final = self._run_rows(input, layout, initial, weights, direction, return_state)
@@ -241,8 +241,8 @@ class RNNSentRecurrence(nn.Module):
                 padding = ~sequence_mask(lengths, max_length).unsqueeze(-1)
                 output = output.masked_fill(padding, 0) if output.requires_grad else output.masked_fill_(padding, 0)
             outputs.append(output)
-        final_state = tuple(torch.cat(parts) for parts in zip(*finals)) if return_state else None
-        final_hidden = final_state[0] if return_state else torch.cat([final[0] for final in finals])
+        final_state = tuple(_join(parts) for parts in zip(*finals)) if return_state else None
+        final_hidden = final_state[0] if return_state else _join([final[0] for final in finals])
         return outputs, final_hidden, final_state
 
     @torch.compiler.disable  # the layout depends on the lengths themselves
@@ -366,7 +366,8 @@ class RNNSentRecurrence(nn.Module):
         if on_cpu and dtype != weights[0].dtype:
             settings = ([weight.to(dtype) for weight in weights], *settings[1:])
         input, *initial = (part.to(dtype).contiguous() for part in (input, *initial))
-        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+        is_autocast = on_cpu and torch.is_autocast_enabled("cpu")  # to switch off what is off takes time as well
+        with torch.autocast("cpu", enabled=False) if is_autocast else nullcontext():
             if self.cell_type == "lstm":
                 result = torch.lstm(input, initial, *settings)
             elif self.cell_type == "gru":
@@ -484,6 +485,11 @@ class RNNSentRecurrence(nn.Module):
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, cell_type={self.cell_type!r}, "
             f"bidirectional={self.num_directions == 2}, merge_mode={self.merge_mode!r}"
         )
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Parts as one, along their first dimension; a single one as it is, since copying takes a short text's time."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _at_end(output: Tensor, lengths: Tensor, initial: Tensor) -> Tensor:
