@@ -25,7 +25,7 @@ BASE = "imdb.yaml"
 FROM_SCRATCH = {
     "model_name_or_path": None,
     "embedding_size": 128,
-    "hidden_size": 256,
+    "hidden_size": 384,
     "bidirectional": True,
     "initializer_range": 0.1,
     "min_frequency": 5,
