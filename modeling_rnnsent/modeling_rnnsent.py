@@ -623,7 +623,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         state: tuple[Tensor, ...] | None = None,
         labels: Tensor | None = None,
-        use_cache: bool = True,
+        use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs,
@@ -634,6 +634,8 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
                 The `input_ids` themselves: the model shifts them. -100 where a token does not count, as at padding.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Compute logits for this many last tokens (0: for all), or for the positions given.
+            use_cache (`bool`, *optional*):
+                Whether the final state is returned. None: unless there are labels, for whose loss nobody reads on.
 
         The other arguments are those of [`RNNSentModel.forward`].
 
@@ -645,7 +647,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             state=state,
-            use_cache=use_cache,
+            use_cache=labels is None if use_cache is None else use_cache,
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )

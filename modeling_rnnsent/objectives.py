@@ -170,6 +170,7 @@ class Objectives:
         labeled: dict[str, Tensor],
         embeddings: Tensor,
         unlabeled: dict[str, Tensor] | None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> Iterator[Tensor]:
         """
         The weighted terms one after the other; each must be taken backward before the next is asked for.
@@ -179,6 +180,7 @@ class Objectives:
             labeled (`dict[str, torch.Tensor]`): The labelled batch.
             embeddings (`torch.Tensor` of shape `(batch, time, size)`): Of the labelled pass, with their gradient.
             unlabeled (`dict[str, torch.Tensor]`, *optional*): A batch whose `labels`, if any, are a teacher's answers.
+            scaler (`torch.amp.GradScaler`, *optional*): What keeps float16 gradients from vanishing.
         """
         if self.adversarial_weight > 0:
             step = perturbation(embeddings.grad.float(), embeddings.detach().float(), self.epsilon)
@@ -186,9 +188,11 @@ class Objectives:
                 loss = model(**labeled).loss
             yield self.adversarial_weight * loss
         if unlabeled is not None:
-            yield from self._unlabeled_terms(model, unlabeled)
+            yield from self._unlabeled_terms(model, unlabeled, scaler)
 
-    def _unlabeled_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[Tensor]:
+    def _unlabeled_terms(
+        self, model: nn.Module, inputs: dict[str, Tensor], scaler: torch.amp.GradScaler | None
+    ) -> Iterator[Tensor]:
         inputs = dict(inputs)
         teacher = inputs.pop("labels", None)
         # The same dropout in every pass: only the perturbation is to make a difference.
@@ -204,13 +208,19 @@ class Objectives:
                 logits = self.model(**inputs).logits
         if self.virtual_adversarial_weight > 0:
             logits = logits.detach()
-            step = self._virtual_step(inputs, logits, random)
+            step = self._virtual_step(inputs, logits, random, scaler)
             random.restore()
             with perturbed(self.embedding, step):
                 changed = model(**inputs).logits
             yield self.virtual_adversarial_weight * divergence(changed, logits, self.problem_type)
 
-    def _virtual_step(self, inputs: dict[str, Tensor], logits: Tensor, random: "_random_state") -> Tensor:
+    def _virtual_step(
+        self,
+        inputs: dict[str, Tensor],
+        logits: Tensor,
+        random: "_random_state",
+        scaler: torch.amp.GradScaler | None,
+    ) -> Tensor:
         """Where the answer changes most: one step of the power iteration (Miyato et al., 2017, section 3)."""
         with torch.no_grad():
             embeddings = self.embedding(inputs["input_ids"]).float()
@@ -219,7 +229,7 @@ class Objectives:
         random.restore()
         with perturbed(self.embedding, probe):
             changed = divergence(self.model(**inputs).logits, logits, self.problem_type)
-        (gradient,) = torch.autograd.grad(changed, probe)
+        (gradient,) = torch.autograd.grad(changed if scaler is None else scaler.scale(changed), probe)
         return perturbation(gradient, embeddings, self.epsilon)
 
 

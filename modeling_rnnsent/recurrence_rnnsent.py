@@ -352,8 +352,8 @@ class RNNSentRecurrence(nn.Module):
         self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor], batch_first: bool = True
     ) -> tuple[Tensor, ...]:
         """`torch`'s own layer (oneDNN on a CPU, cuDNN on a GPU): output, h_n and, for an LSTM, c_n."""
-        on_cpu = input.device.type == "cpu"
-        if on_cpu and self._has_own_cell() and not torch.jit.is_tracing():
+        device = input.device.type
+        if device == "cpu" and self._has_own_cell() and not torch.jit.is_tracing():
             batch_size, max_length = input.shape[:2]
             rows = input.transpose(0, 1).flatten(0, 1)
             output = self._own_cell(rows, initial[0][0], weights, [batch_size] * max_length)
@@ -361,13 +361,14 @@ class RNNSentRecurrence(nn.Module):
             return output, output[:, -1].unsqueeze(0)
         # cuDNN gives gradients only for what ran in training mode; without dropout the mode changes nothing else.
         train = self.training or torch.is_grad_enabled()
+        own = weights[0].dtype
+        dtype = self._kernel_dtype(device, own)
+        if dtype != own:
+            weights = _cast(weights, dtype)
         settings = (weights, True, 1, 0.0, train, False, batch_first)
-        dtype = self._kernel_dtype(weights[0].dtype) if on_cpu else input.dtype
-        if on_cpu and dtype != weights[0].dtype:
-            settings = ([weight.to(dtype) for weight in weights], *settings[1:])
         input, *initial = (part.to(dtype).contiguous() for part in (input, *initial))
-        is_autocast = on_cpu and torch.is_autocast_enabled("cpu")  # to switch off what is off takes time as well
-        with torch.autocast("cpu", enabled=False) if is_autocast else nullcontext():
+        is_autocast = torch.is_autocast_enabled(device)  # to switch off what is off takes time as well
+        with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
             if self.cell_type == "lstm":
                 result = torch.lstm(input, initial, *settings)
             elif self.cell_type == "gru":
@@ -375,16 +376,23 @@ class RNNSentRecurrence(nn.Module):
             else:
                 kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
                 result = kernel(input, initial[0], *settings)
-        return tuple(part.to(weights[0].dtype) for part in result) if on_cpu else result
+        return tuple(part.to(own) for part in result)
 
-    def _kernel_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def _kernel_dtype(self, device: str, dtype: torch.dtype) -> torch.dtype:
         """
-        What a CPU computes the layer in: its weights' type, or under autocast bfloat16 where it multiplies in that
-        (AVX-512 BF16, AMX). Elsewhere oneDNN has no such layer, and for the other cells it has none at all.
+        What the layer is computed in: its weights' type, or under autocast what was asked for where the device has it.
+
+        A CPU has it for the LSTM where it multiplies in bfloat16 (AVX-512 BF16, AMX); elsewhere oneDNN has no such
+        layer, and for the other cells it has none at all. Of a GPU's layers, autocast itself makes float16 ones,
+        whatever was asked for (pytorch's `_cudnn_rnn_cast_reflatten`), whose gradients vanish without a scaled loss.
         """
-        is_asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        can = self.cell_type == "lstm" and torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if is_asked and can and dtype == torch.float32 else dtype
+        if dtype != torch.float32 or device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+            return dtype
+        asked = torch.get_autocast_dtype(device)
+        if device == "cuda":
+            return asked
+        can = self.cell_type == "lstm" and asked == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if can else dtype
 
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
         """The same for a cell that `torch` has no layer for, one step after the other."""
@@ -485,6 +493,14 @@ class RNNSentRecurrence(nn.Module):
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, cell_type={self.cell_type!r}, "
             f"bidirectional={self.num_directions == 2}, merge_mode={self.merge_mode!r}"
         )
+
+
+def _cast(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """A layer's weights in another type and, for cuDNN, in one piece of memory, in its order: it would copy them."""
+    if weights[0].device.type == "cpu":
+        return [weight.to(dtype) for weight in weights]
+    parts = torch.cat([weight.flatten() for weight in weights]).to(dtype).split([weight.numel() for weight in weights])
+    return [part.view(weight.shape) for part, weight in zip(parts, weights)]
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

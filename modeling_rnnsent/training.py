@@ -116,7 +116,8 @@ class RNNSentTrainer(Trainer):
         with watched(objectives.embedding) as embeddings:
             loss = super().training_step(model, inputs, num_items_in_batch)
         unlabeled = self._prepare_inputs(self._next_unlabeled()) if objectives.need_unlabeled else None
-        for term in objectives.terms(model, self._prepare_inputs(inputs), embeddings[0], unlabeled):
+        inputs, scaler = self._prepare_inputs(inputs), self.accelerator.scaler
+        for term in objectives.terms(model, inputs, embeddings[0], unlabeled, scaler):
             term = term / self.current_gradient_accumulation_steps
             self.accelerator.backward(term)
             loss = loss + term.detach()
