@@ -238,6 +238,8 @@ def test_causal_lm_loss_shifts_and_refuses_two_directions():
     model = make(RNNSentForCausalLM)
     ids = make_batch([6])["input_ids"]
     output = model(ids, labels=ids)
+    assert output.state is None and model(ids).state is not None  # with a loss nobody reads on, unless told
+    assert model(ids, labels=ids, use_cache=True).state is not None
     torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits[0, :-1], ids[0, 1:]))
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, output.logits[:, -2:])
 

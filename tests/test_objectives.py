@@ -87,6 +87,21 @@ def test_virtual_adversarial_term_is_what_a_text_is_most_sensitive_to(problem_ty
     assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
 
 
+def test_scaled_gradients_lead_the_same_way(tmp_path):
+    model, batch = make_trained(), {**make_batch([6, 3, 5]), "labels": torch.tensor([0, 1, 1])}
+    weights = {"adversarial_weight": 1.0, "virtual_adversarial_weight": 1.0, "entropy_weight": 1.0}
+    objectives, found = make_objectives(model, tmp_path, **weights), []
+    for scaler in (None, torch.amp.GradScaler("cpu")):
+        torch.manual_seed(0)
+        with watched(objectives.embedding) as outputs:
+            loss = model(**batch).loss
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        terms = objectives.terms(model, batch, outputs[0], make_batch([4, 7]), scaler)
+        found.append(torch.stack([term.detach() for term in terms]))
+    assert len(found[0]) == 3
+    torch.testing.assert_close(*found)
+
+
 def test_same_dropout_in_every_pass(tmp_path):
     model = make_trained(embedding_dropout=0.5, classifier_dropout=0.5, word_dropout=0.3)
     objectives = make_objectives(model, tmp_path, virtual_adversarial_weight=1.0, adversarial_epsilon=1e-6)
