@@ -237,9 +237,6 @@ class RNNSentRecurrence(nn.Module):
                 directions.append(output)
                 finals.append(final)
             output = directions[0] if len(directions) == 1 else merge_directions(*directions, self.merge_mode)
-            if lengths is not None and layout is None:
-                padding = ~sequence_mask(lengths, max_length).unsqueeze(-1)
-                output = output.masked_fill(padding, 0) if output.requires_grad else output.masked_fill_(padding, 0)
             outputs.append(output)
         final_state = tuple(_join(parts) for parts in zip(*finals)) if return_state else None
         final_hidden = final_state[0] if return_state else _join([final[0] for final in finals])
@@ -324,15 +321,19 @@ class RNNSentRecurrence(nn.Module):
         direction: int,
         return_state: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One layer, one direction: output `(batch, time, hidden)` in reading order of the text, and final state."""
+        """
+        One layer, one direction: output `(batch, time, hidden)` in reading order of the text, zero at padding, and
+        final state.
+        """
         if self.uses_onnx_operators or torch.onnx.is_in_onnx_export():
-            return self._onnx(*_look_up(input, weights), lengths, initial, direction)
+            output, final = self._onnx(*_look_up(input, weights), lengths, initial, direction)
+            return _without_padding(output, lengths), final
         if direction == 1:
             input = reverse_sequences(input, lengths)
         input, weights = _look_up(input, weights)
-        if self.cell_type == "lstm" and return_state and lengths is not None:
-            is_padding = ~sequence_mask(lengths, input.shape[1])
-            input, weights = _held_after_end(input, weights, is_padding)
+        holds = lengths is not None and self._holds(input, return_state)
+        if holds:
+            input, weights = _held_after_end(input, weights, ~sequence_mask(lengths, input.shape[1]))
 
         if torch.compiler.is_exporting():
             output, *final = self._scan(input, initial, weights)
@@ -343,9 +344,16 @@ class RNNSentRecurrence(nn.Module):
 
         if lengths is not None:
             final = (_at_end(output, lengths, initial[0]), *final[1:])
+        if not holds:
+            output = _without_padding(output, lengths)
         if direction == 1:
             output = reverse_sequences(output, lengths)
         return output, tuple(final)
+
+    def _holds(self, input: Tensor, return_state: bool) -> bool:
+        """Whether an LSTM is to stand still at padding: for its last state, or since it costs less than to clear up."""
+        is_cheap = input.device.type == "cpu" and input.shape[2] < self.hidden_size
+        return self.cell_type == "lstm" and (return_state or is_cheap)
 
     @torch.compiler.disable  # torch.compile would unroll the kernel into one piece of graph a time step
     def _kernel(
@@ -515,6 +523,14 @@ def _at_end(output: Tensor, lengths: Tensor, initial: Tensor) -> Tensor:
     return torch.where((lengths > 0).view(1, -1, 1), final, initial.to(final.dtype))
 
 
+def _without_padding(output: Tensor, lengths: Tensor | None) -> Tensor:
+    """`(batch, time, size)` with zeros at padding."""
+    if lengths is None:
+        return output
+    padding = ~sequence_mask(lengths, output.shape[1]).unsqueeze(-1)
+    return output.masked_fill(padding, 0) if output.requires_grad else output.masked_fill_(padding, 0)
+
+
 def _look_up(input: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """
     Vectors as they are. Ids of one-hot vectors become what the input weights make of them, a column of W for each, and
@@ -528,14 +544,14 @@ def _look_up(input: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]
 
 def _held_after_end(input: Tensor, weights: list[Tensor], is_padding: Tensor) -> tuple[Tensor, list[Tensor]]:
     """
-    The LSTM's input and input weights with one column more, which is 1 at padding and there drives the input gate to 0
-    and the forget gate to 1: c_t = 1 * c_(t-1) + 0 * g_t. The layer's c_n is then the cell state at each sequence's own
-    end, and no gradient passes through padding.
+    The LSTM's input and input weights with one column more, which is 1 at padding and there drives the input and output
+    gates to 0 and the forget gate to 1: c_t = 1 * c_(t-1) + 0 * g_t and h_t = 0. The layer's c_n is then the cell state
+    at each sequence's own end, its output is 0 after it, and no gradient passes through padding.
     """
     saturated = 1e4  # beyond where the sigmoid reaches 0 and 1 exactly, and within float16
-    gates = weights[0].shape[0]
-    column = weights[0].new_zeros(gates, 1)
-    column[: gates // 4] = -saturated
-    column[gates // 4 : gates // 2] = saturated
+    size = weights[0].shape[0] // 4
+    column = weights[0].new_zeros(4 * size, 1)
+    column[:size] = column[3 * size :] = -saturated
+    column[size : 2 * size] = saturated
     input = torch.cat((input, is_padding.unsqueeze(-1).to(input.dtype)), dim=-1)
     return input, [torch.cat((weights[0], column), dim=-1), *weights[1:]]
