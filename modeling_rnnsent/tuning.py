@@ -15,7 +15,7 @@ from .checkpoints import locked
 from .configuration_rnnsent import RNNSentConfig
 from .data import load_labeled_texts, tokenize
 from .errors import InputError, Interrupted
-from .launching import use_threads
+from .launching import stop_request, use_threads
 from .metrics import metrics_for
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import PaddingCollator
@@ -92,11 +92,12 @@ def tune_recipe(
     getLogger("optuna.study._optimize").addFilter(lambda record: not record.exc_info)
     with locked(output):
         try:
-            study = search(run, settings, folder, names_of(flags), minutes, trials)
-        except KeyboardInterrupt as error:
-            status = getattr(error, "status", 130) - 128
+            with stop_request.heeded(is_patient=False):  # also where a library swallows it: the next training stops
+                study = search(run, settings, folder, names_of(flags), minutes, trials)
+        except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: what was tried is kept in {folder / 'study.db'}, and the same command goes on", status
+                f"interrupted: what was tried is kept in {folder / 'study.db'}, and the same command goes on",
+                stop_request.signal,
             ) from None
         finally:
             shutil.rmtree(folder / "trials", ignore_errors=True)
