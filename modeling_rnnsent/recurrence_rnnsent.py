@@ -370,12 +370,13 @@ class RNNSentRecurrence(nn.Module):
         # cuDNN gives gradients only for what ran in training mode; without dropout the mode changes nothing else.
         train = self.training or torch.is_grad_enabled()
         own = weights[0].dtype
-        dtype = self._kernel_dtype(device, own)
+        is_autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+        dtype = self._autocast_dtype(device, own) if is_autocast else own
         if dtype != own:
             weights = _cast(weights, dtype)
         settings = (weights, True, 1, 0.0, train, False, batch_first)
         input, *initial = (part.to(dtype).contiguous() for part in (input, *initial))
-        is_autocast = torch.is_autocast_enabled(device)  # to switch off what is off takes time as well
+        # To switch off what is off takes time as well.
         with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
             if self.cell_type == "lstm":
                 result = torch.lstm(input, initial, *settings)
@@ -386,15 +387,16 @@ class RNNSentRecurrence(nn.Module):
                 result = kernel(input, initial[0], *settings)
         return tuple(part.to(own) for part in result)
 
-    def _kernel_dtype(self, device: str, dtype: torch.dtype) -> torch.dtype:
+    def _autocast_dtype(self, device: str, dtype: torch.dtype) -> torch.dtype:
         """
-        What the layer is computed in: its weights' type, or under autocast what was asked for where the device has it.
+        What the layer is computed in under autocast: what was asked for where the device has it, or its weights' type.
 
         A CPU has it for the LSTM where it multiplies in bfloat16 (AVX-512 BF16, AMX); elsewhere oneDNN has no such
-        layer, and for the other cells it has none at all. Of a GPU's layers, autocast itself makes float16 ones,
-        whatever was asked for (pytorch's `_cudnn_rnn_cast_reflatten`), whose gradients vanish without a scaled loss.
+        layer, and for the other cells it has none at all. Of a GPU's layers, autocast itself makes float16 ones
+        whatever was asked for (pytorch's `_cudnn_rnn_cast_reflatten`), and without a scaled loss their gradients can
+        vanish.
         """
-        if dtype != torch.float32 or device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        if dtype != torch.float32:
             return dtype
         asked = torch.get_autocast_dtype(device)
         if device == "cuda":
