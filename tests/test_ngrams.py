@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -114,21 +115,54 @@ def test_fitting_starts_from_naive_bayes_and_ends_as_good_as_logistic_regression
     assert torch.equal(again.ngrams.scores, model.ngrams.scores)
 
 
-def test_of_few_texts_shorter_ngrams_alone_are_tried_and_the_best_table_is_kept():
+def test_of_few_texts_shorter_ngrams_and_a_penalty_are_tried_and_the_best_table_is_kept(monkeypatch):
     (rows, labels), (other_rows, other_labels) = encoded_reviews(80), encoded_reviews(200, seed=1)
     model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=2, ngram_buckets=4096, ngram_weight=1.0)
     history = fit_ngrams(model, rows, labels, other_rows, other_labels)
-    assert {order for order, _ in history} == {1, 2}
+    assert {(order, smoothing is None) for order, smoothing in history} == set(product((1, 2), (False, True)))
     logits = torch.cat([model(torch.from_numpy(row).view(1, -1)).logits for row in other_rows])
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(other_labels)).item()
     assert loss == pytest.approx(min(map(min, history.values())), rel=1e-4)
-    rows, labels = encoded_reviews(1000)
-    assert {order for order, _ in fit_ngrams(model, rows, labels, other_rows, other_labels)} == {2}
+    monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", sum(map(len, rows)))
+    history = fit_ngrams(model, rows, labels, other_rows, other_labels)
+    assert {(order, smoothing is None) for order, smoothing in history} == {(2, False)}
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_frequencies(num_labels, monkeypatch):
+    penalty = 0.5
+    monkeypatch.setattr("modeling_rnnsent.ngrams.PENALTIES", (penalty,))
+    monkeypatch.setattr("modeling_rnnsent.ngrams._PenalizedRegression.rounds", 1)
+    monkeypatch.setattr("modeling_rnnsent.ngrams.STEPS_PER_PENALTY", 1000)
+    monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", ())
+    rows, labels = encoded_reviews(120)
+    labels = labels + (np.arange(120) % 5 == 0) * (num_labels - 2)
+    settings = {"num_labels": num_labels, "problem_type": "single_label_classification"}
+    model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=1, ngram_buckets=1 << 16, **settings)
+    fit_ngrams(model, rows, labels, rows, labels)
+    counts = np.stack([np.bincount(row, minlength=100) for row in rows])
+    inverse = np.log((1 + len(rows)) / (1 + (counts > 0).sum(axis=0))) + 1
+    features = counts * inverse / np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    rival = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10_000).fit(features, labels)
+    scores = torch.stack([model.ngrams.scores[bucket([token], 1 << 16)] for token in range(100)], dim=1)
+    torch.testing.assert_close(scores, torch.tensor(rival.coef_ * inverse).float(), atol=2e-3, rtol=1e-3)
+    model.config.ngram_weight = 1.0
+    logits = torch.cat([model(torch.from_numpy(row).view(1, -1)).logits for row in rows])
+    expected = torch.tensor(rival.predict_proba(features)).float()
+    torch.testing.assert_close(logits.softmax(dim=1), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_table_has_room_for_every_ngram():
+    rows = [np.arange(start, start + 100) for start in range(0, 10_000, 100)]
+    assert choose_buckets(rows, 1, 1) == 1 << 16  # at least four times 10,000
+    assert choose_buckets(rows[:1], 1, 1) == 4096
+    assert choose_buckets(rows, 1, 1000) == 1 << 15  # many labels
 
 
 def test_first_scores_are_log_count_ratios(monkeypatch):
-    monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
+    monkeypatch.setattr("modeling_rnnsent.ngrams._RatioRegression.rounds", 0)
     monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", (2.0,))
+    monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
     rows = [np.array([3, 4]), np.array([3]), np.array([5])]
     labels = np.array([1, 1, 0])
     model = make(RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 16)
