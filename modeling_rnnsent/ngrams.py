@@ -34,7 +34,8 @@ LEARNING_RATE = 0.05
 # The weights at the start: those of a naive Bayes classifier, made less sure.
 FIRST_WEIGHT = 0.5
 MOST_EPOCHS = 20
-# Of the squares of the weights, as a share of one text's loss, each taken up where the one before has ended.
+# Half of it times the sum of the squared weights stands beside the sum of the texts' losses (scikit-learn's 1 / C).
+# Each is taken up where the one before has ended.
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 STEPS_PER_PENALTY = 30
 
@@ -159,11 +160,9 @@ class _Regression:
 class _RatioRegression(_Regression):
     """Scores that are weights times fixed ratios `(num_buckets, columns)`; Adam on the rows of a batch."""
 
-    rounds = MOST_EPOCHS
-
     def __init__(self, ratios: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str, seed: int):
         super().__init__(rows, targets, order, problem_type)
-        self.ratios, self.generator = ratios, np.random.default_rng(seed)
+        self.ratios, self.rounds, self.generator = ratios, MOST_EPOCHS, np.random.default_rng(seed)
         self.weights = torch.full_like(ratios, FIRST_WEIGHT, requires_grad=True)
         self.bias = bias.clone().requires_grad_()
         self.optimizers = (
@@ -194,8 +193,6 @@ class _PenalizedRegression(_Regression):
     texts at once, with a smaller penalty every round. `has_score` `(num_buckets,)` tells the rows to give scores to.
     """
 
-    rounds = len(PENALTIES)
-
     def __init__(self, has_score: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str):
         super().__init__(rows, targets, order, problem_type)
         found, texts, counts = [], [], []
@@ -209,7 +206,7 @@ class _PenalizedRegression(_Regression):
         pairs = (self.places * len(rows) + self.text).unique()
         frequencies = torch.bincount(pairs // len(rows), minlength=len(self.seen))
         self.inverse = ((1 + len(rows)) / (1 + frequencies)).log().add(1).unsqueeze(1)
-        self.num_buckets, self.penalties = len(has_score), iter(PENALTIES)
+        self.num_buckets, self.rounds, self.penalties = len(has_score), len(PENALTIES), iter(PENALTIES)
         self.weights = torch.zeros(len(self.seen), len(bias), requires_grad=True)
         self.bias = bias.clone().requires_grad_()
 

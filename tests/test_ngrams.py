@@ -132,7 +132,6 @@ def test_of_few_texts_shorter_ngrams_and_a_penalty_are_tried_and_the_best_table_
 def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_frequencies(num_labels, monkeypatch):
     penalty = 0.5
     monkeypatch.setattr("modeling_rnnsent.ngrams.PENALTIES", (penalty,))
-    monkeypatch.setattr("modeling_rnnsent.ngrams._PenalizedRegression.rounds", 1)
     monkeypatch.setattr("modeling_rnnsent.ngrams.STEPS_PER_PENALTY", 1000)
     monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", ())
     rows, labels = encoded_reviews(120)
@@ -160,7 +159,7 @@ def test_table_has_room_for_every_ngram():
 
 
 def test_first_scores_are_log_count_ratios(monkeypatch):
-    monkeypatch.setattr("modeling_rnnsent.ngrams._RatioRegression.rounds", 0)
+    monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
     monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", (2.0,))
     monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
     rows = [np.array([3, 4]), np.array([3]), np.array([5])]
