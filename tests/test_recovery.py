@@ -109,7 +109,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, fla
 def test_interrupted_before_the_first_step_leaves_nothing(flags, tmp_path):
     output = tmp_path / "run"
     process = start(*flags, f"--output_dir={output}")
-    until(lambda: (output / ".lock").exists(), process)
+    until(lambda: "fitting" in process.streams[1].read_text(), process)  # past the lock, before the first step
     process.send_signal(signal.SIGINT)
     printed = "".join(process.communicate())
     assert process.returncode == 130 and "error: interrupted: " in printed and "Traceback" not in printed
@@ -253,7 +253,7 @@ def test_early_stopping_counts_on_after_a_stop(flags, tmp_path):
 def test_second_run_into_the_same_directory_is_refused(flags, undisturbed, tmp_path):
     output = tmp_path / "run"
     process = start(*flags, f"--output_dir={output}")
-    until(lambda: (output / ".lock").exists(), process)
+    until(lambda: "fitting" in process.streams[1].read_text(), process)  # past the lock, before the first step
     process.send_signal(signal.SIGSTOP)  # so that it is not over before the second has started
     assert "another run is writing into output_dir" in fails(*flags, f"--output_dir={output}")
     assert "another run is writing into output_dir" in fails(*flags, f"--output_dir={output}", RESUME)
