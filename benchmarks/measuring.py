@@ -128,10 +128,20 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def write(name: str, machine: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
-    """Writes `results/NAME.json`."""
+def write(name: str, machine: dict[str, Any], rows: list[dict[str, Any]], quiet: bool = False) -> Path:
+    """Writes `results/NAME.json`, whole or not at all, and says so unless `quiet`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    if not quiet:
+        print(f"written to {path}")
     return path
+
+
+def read(name: str, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that `results/NAME.json` holds of this machine, with these versions; of another: none."""
+    path = RESULTS / f"{name}.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": None}
+    return held["rows"] if held["machine"] == machine else []

@@ -3,6 +3,9 @@ The recurrent layer against `torch.nn`'s on packed sequences and on the padded b
 
     python benchmarks/recurrence.py [--full] [--only TEXT]
 
+Every combination, `--full`, takes hours: each row is written when it is measured, and a row that this machine has
+already is not measured again.
+
 One training step is forward and backward to the input and all weights; one inference pass is forward without
 gradients. Tokens are counted without padding. The padded `torch.nn` is not right for two directions (the one from the
 end starts in padding) and is there to show what the padded work takes.
@@ -18,6 +21,7 @@ from measuring import (
     peak_memory,
     product_peak,
     ratio,
+    read,
     review_lengths,
     show,
     summary,
@@ -126,15 +130,18 @@ def measure(row: tuple, pool: torch.Tensor, peak: float, repeats: int) -> list[d
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="every combination (hours: packed sequences are slow)")
+    parser.add_argument(
+        "--full", action="store_true", help="every combination (hours: packed sequences are slow), going on where it was"
+    )
     parser.add_argument("--only", default="", help="only rows whose description holds this text, e.g. 'gru 1'")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     machine, pool = describe_machine(), review_lengths()
     torch.manual_seed(0)
-    rows = []
+    rows = read("recurrence_full", machine) if arguments.full else []
+    measured = {describe(row) for row in rows}
     for row in full_rows() if arguments.full else default_rows():
-        if arguments.only in " ".join(map(str, row)):
+        if arguments.only in " ".join(map(str, row)) and row not in measured:
             peak = product_peak()
             rows += measure(row, pool, peak, arguments.repeats)
             rows[-1]["peak GFLOP/s"] = rows[-2]["peak GFLOP/s"] = peak
@@ -142,11 +149,18 @@ def main():
             print(
                 *row, *(f"{r['mode']}: " + ", ".join(f"{k} {r[k]:.3g}" for k in brief) for r in rows[-2:]), flush=True
             )
+            if arguments.full:
+                write("recurrence_full", machine, rows, quiet=True)
     for mode in ("training", "inference"):
         chosen = [{k: v for k, v in r.items() if k not in ("mode", "seconds")} for r in rows if r["mode"] == mode]
         show(f"{mode}: {machine}", chosen)
-    if not arguments.only:  # a part must not take the place of the whole
+    if arguments.full or not arguments.only:  # a part must not take the place of the whole
         write("recurrence" + ("_full" if arguments.full else ""), machine, rows)
+
+
+def describe(row: dict) -> tuple:
+    """`(cell, directions, sizes, batch, lengths)` of a row of results."""
+    return row["cell"], row["directions"], tuple(map(int, row["sizes"].split("->"))), row["batch"], row["lengths"]
 
 
 if __name__ == "__main__":
