@@ -131,7 +131,9 @@ def measure(row: tuple, pool: torch.Tensor, peak: float, repeats: int) -> list[d
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--full", action="store_true", help="every combination (hours: packed sequences are slow), going on where it was"
+        "--full",
+        action="store_true",
+        help="every combination (hours: packed sequences are slow), going on where it was",
     )
     parser.add_argument("--only", default="", help="only rows whose description holds this text, e.g. 'gru 1'")
     parser.add_argument("--repeats", type=int, default=7)

@@ -4,14 +4,15 @@ Fits the n-gram model that stands beside a classifier's recurrent layers.
 Naive Bayes gives every n-gram a log-count ratio r, how much more often it stands in texts of a class than in others
 (Wang & Manning, "Baselines and Bigrams", 2012). The scores are w * r: the ratios stay, the weights w are learned by
 logistic regression. So an n-gram that tells nothing cannot be given a score, however rare it is, and few steps are
-enough. Where texts are few, and of many classes above all, the ratios themselves are little more than chance: there
-a regression with a penalty on n-grams weighted by inverse document frequency is fitted too, and the better one kept.
+enough. Where the texts of a class are few, the ratios themselves are little more than chance: there a regression with
+a penalty on n-grams weighted by inverse document frequency is fitted too, and the better one kept.
 Counts are not cut to 0 and 1, so that a text read in pieces gives what it gives in one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,9 +27,9 @@ LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25
 # Counts that an n-gram is given beside its own. Many: what is rare tells little, and much of it is names, which are
 # others in other texts. Few (one for either class, as in the paper): for few texts, in which all is rare.
 SMOOTHINGS = (20.0, 2.0)
-# Of texts with fewer tokens than this altogether, shorter n-grams alone are tried as well, since most longer ones
-# stand in one text only, and so is the regression with a penalty, which goes over all texts at every step.
-FEW_TOKENS = 200_000
+# With fewer tokens than this to a class, shorter n-grams alone are tried as well, since most longer ones stand in one
+# text only; and so is the regression with a penalty, but where tokens times classes are more than it has time for.
+FEW_TOKENS, MOST_TOKENS = 100_000, 50_000_000
 BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 # The weights at the start: those of a naive Bayes classifier, made less sure.
@@ -36,8 +37,9 @@ FIRST_WEIGHT = 0.5
 MOST_EPOCHS = 20
 # Half of it times the sum of the squared weights stands beside the sum of the texts' losses (scikit-learn's 1 / C).
 # Each is taken up where the one before has ended.
-PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 STEPS_PER_PENALTY = 30
+HISTORY = 5  # steps that L-BFGS remembers, each with two tensors as large as the weights; 10 are no better
 
 
 def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
@@ -67,9 +69,10 @@ def fit_ngrams(
     """
     Fits `model.ngrams` by logistic regression (or least squares), with weights on log-count ratios or with a penalty.
 
-    Every smoothing of the ratios' counts is tried and, where there are few texts, the regression with a penalty and
-    every longest n-gram up to the table's (longer ones then have a score of 0). The table with the lowest loss on the
-    validation texts is kept. The same seed gives the same table.
+    Every smoothing of the ratios' counts is tried. Where the texts of a class are few, so is the regression with a
+    penalty, and with each every longest n-gram from one word to the table's until a longer one is no better (still
+    longer ones then have a score of 0). The table with the lowest loss on the validation texts is kept. The same seed
+    gives the same table.
 
     Args:
         model ([`RNNSentForSequenceClassification`]): With `config.ngram_order` above 0. Only `model.ngrams` is changed.
@@ -90,38 +93,43 @@ def fit_ngrams(
     if problem_type == "regression":  # fitted to values of mean 0 and deviation 1
         shift, scale = targets.mean(dim=0), targets.std(dim=0, correction=0).clamp(min=1e-12)
         targets, validation_targets = (targets - shift) / scale, (validation_targets - shift) / scale
-    histories, lowest = {}, float("inf")
-    for name, regression in _regressions(rows, targets, ngrams, problem_type, seed):
-        history = histories[name] = []
-        for left in range(regression.rounds, -1, -1):
-            history.append(regression.validate(validation_rows, validation_targets))
-            if history[-1] > min(history):
-                break
-            if history[-1] < lowest:
-                lowest = history[-1]
-                ngrams.scores.copy_(regression.scores * scale)
-                ngrams.bias.copy_(regression.bias.detach() * scale + shift)
-            if left:
-                regression.train_round()
-    return histories
-
-
-def _regressions(
-    rows: Sequence[np.ndarray], targets: Tensor, ngrams: torch.nn.Module, problem_type: str, seed: int
-) -> Iterator[tuple[tuple[int, float | None], "_Regression"]]:
-    """What is tried, one after the other, with its longest n-gram and smoothing."""
     shares = _shares(targets, problem_type, ngrams.scores.shape[1])
     odds = torch.logit(shares.mean(dim=0).clamp(1e-4, 1 - 1e-4))
     bias = torch.zeros_like(odds) if problem_type == "regression" else odds
-    are_few = sum(map(len, rows)) < FEW_TOKENS
     texts = (rows, targets, ngrams.order, problem_type)
-    for order in range(1, ngrams.order + 1) if are_few else (ngrams.order,):
+    kinds, orders = _choose_kinds(rows, len(bias), ngrams.order)
+    histories, lowest, lowest_of = {}, float("inf"), dict.fromkeys(kinds, float("inf"))
+    for order in orders:
         inside, everywhere = _count(rows, shares, order, ngrams.num_buckets)
-        for smoothing in SMOOTHINGS:
-            ratios = _log_count_ratios(inside, everywhere, smoothing)
-            yield (order, smoothing), _RatioRegression(ratios, bias, *texts, seed)
-        if are_few:
-            yield (order, None), _PenalizedRegression(everywhere.squeeze(1) > 0, bias, *texts)
+        for kind in list(lowest_of):
+            if kind is None:
+                regression = _PenalizedRegression(everywhere.squeeze(1) > 0, bias, *texts)
+            else:
+                regression = _RatioRegression(_log_count_ratios(inside, everywhere, kind), bias, *texts, seed)
+            history = histories[order, kind] = []
+            for left in range(regression.rounds, -1, -1):
+                history.append(regression.validate(validation_rows, validation_targets))
+                if history[-1] > min(history):
+                    break
+                if history[-1] < lowest:
+                    lowest = history[-1]
+                    ngrams.scores.copy_(regression.scores * scale)
+                    ngrams.bias.copy_(regression.bias.detach() * scale + shift)
+                if left:
+                    regression.train_round()
+            if min(history) < lowest_of[kind]:
+                lowest_of[kind] = min(history)
+            else:
+                del lowest_of[kind]
+    return histories
+
+
+def _choose_kinds(rows: Sequence[np.ndarray], columns: int, order: int) -> tuple[list[float | None], range]:
+    """The smoothings (None: with a penalty) and the longest n-grams to be tried."""
+    tokens, classes = sum(map(len, rows)), max(2, columns)
+    if tokens >= FEW_TOKENS * classes:
+        return [*SMOOTHINGS], range(order, order + 1)
+    return [*SMOOTHINGS, *([None] if tokens * classes <= MOST_TOKENS else [])], range(1, order + 1)
 
 
 class _Regression:
@@ -191,45 +199,56 @@ class _PenalizedRegression(_Regression):
     """
     Scores that are weights times inverse document frequencies, with a penalty on the weights' squares; L-BFGS over all
     texts at once, with a smaller penalty every round. `has_score` `(num_buckets,)` tells the rows to give scores to.
+
+    Most n-grams stand in one text alone. At the best weights those of a text differ by a factor only, what each counts
+    there, since together they give one number to its logits, at the least penalty: they are one feature.
     """
 
     def __init__(self, has_score: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str):
         super().__init__(rows, targets, order, problem_type)
-        found, texts, counts = [], [], []
-        for buckets, text, count in _batches(rows, np.arange(len(rows)), order, len(has_score), 256):
-            kept = has_score[buckets]
-            found.append(buckets[kept])
-            texts.append(text[kept] + 256 * len(counts))
-            counts.append(count)
-        self.text, self.counts = torch.cat(texts), torch.cat(counts)
-        self.seen, self.places = torch.cat(found).unique(return_inverse=True)
-        pairs = (self.places * len(rows) + self.text).unique()
-        frequencies = torch.bincount(pairs // len(rows), minlength=len(self.seen))
-        self.inverse = ((1 + len(rows)) / (1 + frequencies)).log().add(1).unsqueeze(1)
+        self.seen, values = _count_matrix(rows, order, has_score)
+        frequencies = np.diff(values.indptr)
+        inverse = (np.log((1 + len(rows)) / (1 + frequencies)) + 1).astype(np.float32)
+        values = scipy.sparse.diags_array(inverse) @ values
+        is_alone = frequencies == 1
+        alone = values[is_alone]
+        lengths = np.sqrt(alone.multiply(alone).sum(axis=0)).astype(np.float32)
+        features = scipy.sparse.vstack([values[~is_alone], scipy.sparse.diags_array(lengths)], format="csr")
+        self.features, self.features_of_text = features, features.T.tocsr()
+        # Of every n-gram: its feature, and what its score is of that one's weight.
+        self.places, self.factors = np.empty(len(self.seen), dtype=np.int64), inverse
+        self.places[~is_alone] = np.arange(len(frequencies) - len(alone.data))
+        self.places[is_alone] = len(frequencies) - len(alone.data) + alone.indices
+        self.factors[is_alone] *= alone.data / lengths[alone.indices]
         self.num_buckets, self.rounds, self.penalties = len(has_score), len(PENALTIES), iter(PENALTIES)
-        self.weights = torch.zeros(len(self.seen), len(bias), requires_grad=True)
+        self.weights = torch.zeros(features.shape[0], len(bias), requires_grad=True)
         self.bias = bias.clone().requires_grad_()
 
     @property
     def scores(self) -> Tensor:
         scores = torch.zeros(self.num_buckets, len(self.bias))
-        scores[self.seen] = self.weights.detach() * self.inverse
+        scores[self.seen] = self.weights.detach()[self.places] * torch.from_numpy(self.factors).unsqueeze(1)
         return scores
 
     def train_round(self):
         """To the best weights, about, of the next penalty."""
-        penalty = next(self.penalties) / 2 / len(self.rows)
-        parameters = [self.weights, self.bias]
-        optimizer = torch.optim.LBFGS(parameters, max_iter=STEPS_PER_PENALTY, line_search_fn="strong_wolfe")
+        penalty = next(self.penalties) / len(self.rows)
+        weights, bias = self.weights.detach(), self.bias.detach()
 
         def closure() -> Tensor:
-            optimizer.zero_grad()
-            logits = _logits((self.weights * self.inverse)[self.places], self.bias, self.text, self.counts)
-            loss = _loss(logits, self.targets, self.problem_type) + penalty * self.weights.square().sum()
-            loss.backward()
-            return loss
+            logits = (torch.from_numpy(self.features_of_text @ weights.numpy()) + bias).requires_grad_()
+            loss = _loss(logits, self.targets, self.problem_type)
+            (gradient,) = torch.autograd.grad(loss, logits)
+            self.weights.grad = torch.from_numpy(self.features @ gradient.numpy()).add_(weights, alpha=penalty)
+            self.bias.grad = gradient.sum(dim=0)
+            return loss.detach() + penalty / 2 * weights.square().sum()
 
-        optimizer.step(closure)
+        torch.optim.LBFGS(
+            [self.weights, self.bias],
+            max_iter=STEPS_PER_PENALTY,
+            history_size=HISTORY,
+            line_search_fn="strong_wolfe",
+        ).step(closure)
 
 
 def _logits(scores: Tensor, bias: Tensor, text: Tensor, counts: Tensor) -> Tensor:
@@ -293,6 +312,26 @@ def _count(rows: Sequence[np.ndarray], shares: Tensor, order: int, num_buckets: 
         inside.index_add_(0, buckets, shares[start : start + 256][text])
         everywhere.index_add_(0, buckets, torch.ones(len(buckets), 1))
     return inside, everywhere
+
+
+def _count_matrix(rows: Sequence[np.ndarray], order: int, is_counted: Tensor) -> tuple[Tensor, scipy.sparse.csr_array]:
+    """
+    The rows of the table that `is_counted` `(num_buckets,)` allows and texts have, and how often each text has them,
+    over the square root of the number of all of its n-grams: `(rows of the table, texts)`.
+    """
+    found, texts, values = [], [], []
+    batches = _batches(rows, np.arange(len(rows)), order, len(is_counted), 256)
+    for start, (buckets, text, counts) in zip(range(0, len(rows), 256), batches):
+        kept = is_counted[buckets]
+        found.append(buckets[kept])
+        texts.append(text[kept] + start)
+        values.append(counts[text[kept]].rsqrt())
+    seen, places = torch.cat(found).unique(return_inverse=True)
+    # What stands twice in a text is added up.
+    matrix = scipy.sparse.csr_array(
+        (torch.cat(values).numpy(), (places.numpy(), torch.cat(texts).numpy())), shape=(len(seen), len(rows))
+    )
+    return seen, matrix
 
 
 def _log_count_ratios(inside: Tensor, everywhere: Tensor, smoothing: float) -> Tensor:
