@@ -128,6 +128,11 @@ def measure(row: tuple, pool: torch.Tensor, peak: float, repeats: int) -> list[d
     return results
 
 
+def describe(row: dict) -> tuple:
+    """`(cell, directions, sizes, batch, lengths)` of a row of results."""
+    return row["cell"], row["directions"], tuple(map(int, row["sizes"].split("->"))), row["batch"], row["lengths"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -158,11 +163,6 @@ def main():
         show(f"{mode}: {machine}", chosen)
     if arguments.full or not arguments.only:  # a part must not take the place of the whole
         write("recurrence" + ("_full" if arguments.full else ""), machine, rows)
-
-
-def describe(row: dict) -> tuple:
-    """`(cell, directions, sizes, batch, lengths)` of a row of results."""
-    return row["cell"], row["directions"], tuple(map(int, row["sizes"].split("->"))), row["batch"], row["lengths"]
 
 
 if __name__ == "__main__":

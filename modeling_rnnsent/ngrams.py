@@ -9,7 +9,7 @@ a penalty on n-grams weighted by inverse document frequency is fitted too, and t
 Counts are not cut to 0 and 1, so that a text read in pieces gives what it gives in one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse
@@ -107,16 +107,12 @@ def fit_ngrams(
             else:
                 regression = _RatioRegression(_log_count_ratios(inside, everywhere, kind), bias, *texts, seed)
             history = histories[order, kind] = []
-            for left in range(regression.rounds, -1, -1):
-                history.append(regression.validate(validation_rows, validation_targets))
-                if history[-1] > min(history):
-                    break
-                if history[-1] < lowest:
-                    lowest = history[-1]
+            for loss in regression.train(validation_rows, validation_targets):
+                history.append(loss)
+                if loss < lowest:
+                    lowest = loss
                     ngrams.scores.copy_(regression.scores * scale)
                     ngrams.bias.copy_(regression.bias.detach() * scale + shift)
-                if left:
-                    regression.train_round()
             if min(history) < lowest_of[kind]:
                 lowest_of[kind] = min(history)
             else:
@@ -152,6 +148,17 @@ class _Regression:
 
     def train_round(self):
         raise NotImplementedError
+
+    def train(self, rows: Sequence[np.ndarray], targets: Tensor) -> Iterator[float]:
+        """Loss on other texts at the start and after every round, up to the first that is not lower."""
+        lowest = float("inf")
+        for left in range(self.rounds, -1, -1):
+            yield (loss := self.validate(rows, targets))
+            if loss > lowest:
+                return
+            lowest = loss
+            if left:
+                self.train_round()
 
     @torch.no_grad()
     def validate(self, rows: Sequence[np.ndarray], targets: Tensor) -> float:
