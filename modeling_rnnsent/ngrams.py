@@ -83,8 +83,8 @@ def fit_ngrams(
 
     Returns:
         `dict[tuple[int, float | None], list[float]]`: for each longest n-gram and smoothing (None: with a penalty) the
-        loss on the validation texts at the start and after each epoch (or smaller penalty), until one without a lower
-        loss.
+        loss on the validation texts at the start and after each epoch (or smaller penalty), until one
+        with a higher loss.
     """
     ngrams = model.ngrams
     problem_type = model.config.problem_type or "single_label_classification"
@@ -150,7 +150,7 @@ class _Regression:
         raise NotImplementedError
 
     def train(self, rows: Sequence[np.ndarray], targets: Tensor) -> Iterator[float]:
-        """Loss on other texts at the start and after every round, up to the first that is not lower."""
+        """Loss on other texts at the start and after every round, up to the first that is higher."""
         lowest = float("inf")
         for left in range(self.rounds, -1, -1):
             yield (loss := self.validate(rows, targets))
