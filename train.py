@@ -28,7 +28,8 @@ from modeling_rnnsent import (
 )
 from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
-from modeling_rnnsent.data import LabeledTexts, load_labeled_texts, load_texts, tokenize
+from modeling_rnnsent.data import LabeledTexts, Labels, load_labeled_texts, load_texts, tokenize
+from modeling_rnnsent.documents import DOCUMENTS
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
 from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.launching import (
@@ -119,7 +120,7 @@ def train(run: Run):
         else:
             texts = load_labeled_texts(run.data, run.model.problem_type)
     tokenizer = load_tokenizer(run, texts)
-    parts = choose_texts(run, texts)
+    parts = choose_texts(run, texts, tokenizer)
     with arguments.main_process_first(desc="tokenizing"):
         splits = tokenize(
             parts,
@@ -129,7 +130,7 @@ def train(run: Run):
             in_pieces=texts.labels is None,
         )
     set_seed(arguments.seed)
-    model = load_model(run, texts, tokenizer, resumes=checkpoint is not None)
+    model = load_model(run, texts, parts, tokenizer, resumes=checkpoint is not None)
     choose_metric(arguments, texts.labels, run.given)
     settings = run.settings(model.config)
     if texts.labels is not None:
@@ -173,14 +174,18 @@ def load_tokenizer(run: Run, texts: LabeledTexts):
         return AutoTokenizer.from_pretrained(name)
 
 
-def choose_texts(run: Run, texts: LabeledTexts) -> datasets.DatasetDict:
+def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDict:
     """The splits, with `unlabeled` where the training uses texts without labels."""
     parts, training = dict(texts.splits), run.training
     if texts.labels is not None and texts.unlabeled is not None and training.needs_unlabeled_texts:
         parts["unlabeled"] = texts.unlabeled
     if training.teacher_name_or_path:
+        if DOCUMENTS in training.teacher_name_or_path and "unlabeled" not in parts:
+            raise InputError(f"the teacher {DOCUMENTS} needs texts without labels: give unlabeled_file.")
         unlabeled = parts.get("unlabeled", parts["train"])
-        parts["unlabeled"] = ask_teachers(training.teacher_name_or_path, unlabeled, texts.labels)
+        parts["unlabeled"] = ask_teachers(
+            training.teacher_name_or_path, texts.splits, unlabeled, texts.labels, tokenizer, training.seed
+        )
     return datasets.DatasetDict(parts)
 
 
@@ -197,7 +202,9 @@ def check_start(run: Run):
     check_vectors(vectors)
 
 
-def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
+def load_model(
+    run: Run, texts: LabeledTexts, parts: datasets.DatasetDict, tokenizer, resumes: bool
+) -> RNNSentPreTrainedModel:
     """The model that the training starts from: with vectors and n-grams unless a model or checkpoint has them."""
     given = {name: value for name, value in vars(run.model).items() if value is not None}
     given.update(pad_token_id=tokenizer.pad_token_id, **(texts.labels.config if texts.labels else {}))
@@ -207,7 +214,7 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSe
             run, given, tokenizer, RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM
         )
     else:
-        model = start_with_ngrams(run, given, texts, tokenizer, resumes)
+        model = start_with_ngrams(run, given, parts, texts.labels, tokenizer, resumes)
     if vectors is not None and not resumes:
 
         def set_and_tell():
@@ -219,28 +226,40 @@ def load_model(run: Run, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSe
     return model
 
 
-def start_with_ngrams(run: Run, given: dict, texts: LabeledTexts, tokenizer, resumes: bool) -> RNNSentPreTrainedModel:
+def start_with_ngrams(
+    run: Run, given: dict, parts: datasets.DatasetDict, kind: Labels, tokenizer, resumes: bool
+) -> RNNSentPreTrainedModel:
     """The model that the training starts from, with n-grams fitted unless they come from a model or checkpoint."""
+    learned = ("train", "unlabeled") if run.training.teacher_name_or_path else ("train",)
 
     @cache
     def read(split: str) -> list[np.ndarray]:
         encode, rows = WordEncoder(tokenizer), []
-        for batch in texts.splits[split].select_columns("text").iter(batch_size=1000):
+        for batch in parts[split].select_columns("text").iter(batch_size=1000):
             rows += [row.astype(np.int32) for row in encode(batch["text"])]  # half the memory of int64
         return rows
 
     def fit_and_tell():
         print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {run.model.ngram_order} words", flush=True)
-        labels = {split: np.array(texts.splits[split]["label"]) for split in ("train", "validation")}
+        labels = {split: np.array(parts[split]["label"]) for split in (*learned, "validation")}
         losses = fit_ngrams(
-            model, read("train"), labels["train"], read("validation"), labels["validation"], run.training.seed
+            model,
+            read("train"),
+            labels["train"],
+            read("validation"),
+            labels["validation"],
+            run.training.seed,
+            read("unlabeled") if "unlabeled" in learned else (),
+            labels.get("unlabeled"),
         )
         print(f"n-grams alone: validation loss {min(map(min, losses.values())):.4f}", flush=True)
         return model.ngrams.state_dict()
 
     if "ngram_buckets" not in given:
         given["ngram_buckets"] = from_main_process(
-            lambda: choose_buckets(read("train"), run.model.ngram_order, len(texts.labels.names))
+            lambda: choose_buckets(
+                [row for split in learned for row in read(split)], run.model.ngram_order, len(kind.names)
+            )
         )
     model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
     if not resumes and not model.ngrams.scores.any():

@@ -168,7 +168,10 @@ class RNNSentTrainingArguments(TrainingArguments):
     )
     teacher_name_or_path: list[str] | None = field(
         default=None,
-        metadata={"help": "Trained classifiers whose mean probabilities for texts without labels are learned."},
+        metadata={
+            "help": "Trained classifiers whose answers to texts without labels are learned, weighted as is best on the "
+            "validation texts; `doc2vec` among them: document vectors, trained on the spot, with a linear model."
+        },
     )
     distillation_weight: float = field(
         default=1.0, metadata={"help": "Weight of the cross-entropy to these probabilities."}

@@ -65,6 +65,8 @@ def fit_ngrams(
     validation_rows: Sequence[np.ndarray],
     validation_labels: np.ndarray,
     seed: int = 0,
+    taught_rows: Sequence[np.ndarray] = (),
+    answers: np.ndarray | None = None,
 ) -> dict[tuple[int, float | None], list[float]]:
     """
     Fits `model.ngrams` by logistic regression (or least squares), with weights on log-count ratios or with a penalty.
@@ -80,6 +82,9 @@ def fit_ngrams(
         labels (`np.ndarray`): Their labels: class ids, rows of 0 and 1 (multi-label) or values (regression).
         validation_rows, validation_labels: The same of other texts.
         seed (`int`, *optional*, defaults to 0): Of the order of the texts.
+        taught_rows (`Sequence[np.ndarray]`, *optional*): Ids of texts without labels, learned like the others.
+        answers (`np.ndarray`, *optional*): A teacher's probabilities (values, for regression) for them:
+            `(len(taught_rows), num_labels)`.
 
     Returns:
         `dict[tuple[int, float | None], list[float]]`: for each longest n-gram and smoothing (None: with a penalty) the
@@ -89,6 +94,8 @@ def fit_ngrams(
     ngrams = model.ngrams
     problem_type = model.config.problem_type or "single_label_classification"
     targets, validation_targets = (_targets(part, problem_type) for part in (labels, validation_labels))
+    if answers is not None:
+        rows, targets = [*rows, *taught_rows], _with_answers(targets, answers, problem_type, ngrams.scores.shape[1])
     shift, scale = 0.0, 1.0
     if problem_type == "regression":  # fitted to values of mean 0 and deviation 1
         shift, scale = targets.mean(dim=0), targets.std(dim=0, correction=0).clamp(min=1e-12)
@@ -300,11 +307,20 @@ def _targets(labels: np.ndarray, problem_type: str) -> Tensor:
     return targets.float().view(len(targets), -1)
 
 
+def _with_answers(targets: Tensor, answers: np.ndarray, problem_type: str, columns: int) -> Tensor:
+    """The targets, class ids as probabilities, and a teacher's answers after them."""
+    answers = torch.from_numpy(np.asarray(answers)).float()
+    if problem_type == "single_label_classification":
+        targets = targets.float() if columns == 1 else F.one_hot(targets, columns).float()
+        answers = answers[:, 1] if columns == 1 else answers
+    return torch.cat((targets, answers))
+
+
 def _shares(targets: Tensor, problem_type: str, columns: int) -> Tensor:
     """How far each text belongs to what each score speaks for, 0 to 1: `(texts, columns)`; for a value, by its rank."""
-    if problem_type == "single_label_classification":
+    if problem_type == "single_label_classification" and targets.dim() == 1:
         return targets.view(-1, 1).float() if columns == 1 else F.one_hot(targets, columns).float()
-    if problem_type == "multi_label_classification":
+    if problem_type != "regression":
         return targets
     return targets.argsort(dim=0).argsort(dim=0) / max(1, len(targets) - 1)
 

@@ -2,48 +2,117 @@
 
 import datasets
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from scipy.optimize import minimize
+from scipy.special import logit
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from .bulk import BulkClassifier
 from .data import Labels
+from .documents import DOCUMENTS, answer_by_documents
 from .errors import InputError
 from .launching import from_main_process
-from .scoring import load_scorer
+from .metrics import mean_loss
+from .scoring import load_scorer, probabilities
+
+# What no teacher is surer of: beside an answer that is sure beyond it the others would say nothing.
+_LEAST_PROBABILITY = 1e-6
 
 
-def ask_teachers(names: list[str], texts: Dataset, labels: Labels) -> Dataset:
+def ask_teachers(
+    names: list[str],
+    splits: DatasetDict,
+    unlabeled: Dataset,
+    labels: Labels,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+) -> Dataset:
     """
-    The texts with the mean of the teachers' probabilities (values, for regression) as their label.
+    Texts with the teachers' probabilities (values, for regression) as their label.
 
-    The main process asks; the others are told.
+    The teachers' logits (values, for regression) are added up, each with a weight: those with which the sum has the
+    lowest loss on the validation texts. So one that knows little has little to say, and the sum is as sure as it is
+    right. The main process asks; the others are told.
 
     Args:
-        names (`list[str]`): Directories or Hub ids of trained classifiers, or directories of exported ones.
-        texts (`Dataset`): Column `text`.
+        names (`list[str]`): Directories or Hub ids of trained classifiers, directories of exported ones, or
+            `"doc2vec"`: document vectors that are trained on the spot, see [`answer_by_documents`].
+        splits (`DatasetDict`): `train` and `validation`, with columns `text` and `label`.
+        unlabeled (`Dataset`): The texts: column `text`.
         labels ([`Labels`]): What is to be learned.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tells `"doc2vec"` the words.
+        seed (`int`, *optional*, defaults to 0): Of the document vectors.
 
     Raises:
         InputError: where a teacher cannot be loaded or has other labels.
     """
-    mean = from_main_process(lambda: _mean_answer(names, texts, labels))
-    return texts.select_columns("text").add_column(
-        "label", list(mean), feature=datasets.List(datasets.Value("float32"))
+
+    def ask() -> np.ndarray:
+        answers = []
+        for name in names:
+            if name == DOCUMENTS:
+                answers.append(_ask_documents(splits, unlabeled, labels, tokenizer, seed))
+            else:
+                answers.append(_ask_model(name, splits["validation"], unlabeled, labels))
+        validation_labels = np.array(splits["validation"]["label"])
+        weights = _fit_weights([part for part, _ in answers], validation_labels, labels.problem_type)
+        logits = sum(weight * part for weight, (_, part) in zip(weights, answers))
+        told = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, weights))
+        print(f"weights of the teachers: {told}")
+        return probabilities(logits, labels.problem_type).reshape(len(unlabeled), -1).astype(np.float32)
+
+    feature = datasets.List(datasets.Value("float32"))
+    return unlabeled.select_columns("text").add_column("label", list(from_main_process(ask)), feature=feature)
+
+
+def _ask_model(name: str, validation: Dataset, unlabeled: Dataset, labels: Labels) -> list[np.ndarray]:
+    """A classifier's logits of the validation and the unlabelled texts, each `(texts, labels)`."""
+    try:
+        scorer = load_scorer(name)
+    except InputError as error:
+        raise InputError(f"the teacher {error}") from error
+    if list(scorer.config.id2label.values()) != list(labels.config["id2label"].values()):
+        raise InputError(
+            f"the teacher {name!r} has the labels {list(scorer.config.id2label.values())}, the data has "
+            f"{list(labels.config['id2label'].values())}."
+        )
+    classify, answers = BulkClassifier(scorer), []
+    for texts in (validation["text"], unlabeled["text"]):
+        rows = np.array(list(tqdm(classify(texts), desc=f"asking {name}", total=len(texts), disable=None)))
+        answers.append(_logits(rows.reshape(len(texts), -1), labels.problem_type))
+    return answers
+
+
+def _logits(answers: np.ndarray, problem_type: str) -> np.ndarray:
+    """Probabilities as logits; values as they are."""
+    if problem_type == "regression":
+        return answers
+    answers = np.clip(answers, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return logit(answers) if problem_type == "multi_label_classification" else np.log(answers)
+
+
+def _ask_documents(
+    splits: DatasetDict, unlabeled: Dataset, labels: Labels, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    train, validation = splits["train"], splits["validation"]
+    return answer_by_documents(
+        train["text"],
+        np.array(train["label"]),
+        validation["text"],
+        np.array(validation["label"]),
+        unlabeled["text"],
+        labels.problem_type,
+        len(labels.config["id2label"]),
+        tokenizer,
+        seed,
     )
 
 
-def _mean_answer(names: list[str], texts: Dataset, labels: Labels) -> np.ndarray:
-    answers = []
-    for name in names:
-        try:
-            scorer = load_scorer(name)
-        except InputError as error:
-            raise InputError(f"the teacher {error}") from error
-        if list(scorer.config.id2label.values()) != list(labels.config["id2label"].values()):
-            raise InputError(
-                f"the teacher {name!r} has the labels {list(scorer.config.id2label.values())}, the data has "
-                f"{list(labels.config['id2label'].values())}."
-            )
-        rows = BulkClassifier(scorer)(texts["text"])
-        answers.append(np.array(list(tqdm(rows, desc=f"asking {name}", total=len(texts), disable=None))))
-    return np.mean(answers, axis=0).reshape(len(texts), -1).astype(np.float32)
+def _fit_weights(logits: list[np.ndarray], labels: np.ndarray, problem_type: str) -> np.ndarray:
+    """The weights, none below 0, with which the sum of `logits` has the lowest loss."""
+    return minimize(
+        lambda weights: mean_loss(np.tensordot(weights, np.array(logits), axes=1), labels, problem_type),
+        x0=np.full(len(logits), 1 / len(logits)),
+        bounds=[(0, None)] * len(logits),
+    ).x

@@ -86,7 +86,7 @@ def check_vectors(name: str):
     Raises:
         InputError: where gensim is missing, or there is no such file in one of the formats.
     """
-    _gensim()
+    import_gensim()
     if name == TRAINED:
         return
     if not name.endswith(_SUFFIXES):
@@ -95,16 +95,17 @@ def check_vectors(name: str):
         raise InputError(f"word_vectors {name!r}: there is no such file.")
 
 
-def _gensim():
+def import_gensim(what: str = "word_vectors"):
+    """`gensim.models`, or an InputError that says that `what` needs it."""
     try:
         import gensim.models
     except ModuleNotFoundError:
-        raise InputError('word_vectors needs gensim: pip install "rnnsent[vectors]"') from None
+        raise InputError(f'{what} needs gensim: pip install "rnnsent[vectors]"') from None
     return gensim.models
 
 
 def _read(name: str):
-    read = _gensim().KeyedVectors.load_word2vec_format
+    read = import_gensim().KeyedVectors.load_word2vec_format
     is_binary = name.removesuffix(".gz").endswith(".bin")
     try:
         # GloVe's files lack the first line, which gives the number of words and of elements.
@@ -123,5 +124,5 @@ def _train(tokenizer, texts: Iterable[str], size: int, seed: int) -> tuple[list[
     encode, unknown = WordEncoder(tokenizer), tokenizer.unk_token_id
     words = [str(index) for index in range(len(tokenizer))]  # one object a word: a text is then a list of pointers
     rows = [[words[index] for index in row if index != unknown] for row in encode(list(texts))]
-    vectors = _gensim().Word2Vec(rows, vector_size=size, seed=seed, **_SETTINGS).wv
+    vectors = import_gensim().Word2Vec(rows, vector_size=size, seed=seed, **_SETTINGS).wv
     return [int(word) for word in vectors.index_to_key], vectors.vectors

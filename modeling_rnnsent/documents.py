@@ -1,0 +1,133 @@
+"""
+What the vectors of documents say of texts without labels (PV-DBOW: Le & Mikolov, 2014; of n-grams: Li et al., 2015).
+
+Every text has a vector, trained to tell the words and the runs of two and three words that stand in the text from
+others: what texts have in common is in it, and no label is needed. A linear model learns the labels from the vectors of
+the texts that have one, and answers for the others. A text that comes later has no vector, so this is no classifier to
+keep but a teacher, and one that is wrong elsewhere than recurrent layers are.
+
+The vectors are gensim's.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from .errors import InputError
+from .metrics import mean_loss
+from .objectives import soft_cross_entropy
+from .tokenization import WordEncoder
+from .vectors import import_gensim
+
+DOCUMENTS = "doc2vec"
+ORDER = 3
+# More elements and epochs are better, and take longer in proportion. One worker: more do not give the same again.
+_SETTINGS = {
+    "dm": 0,
+    "vector_size": 200,
+    "epochs": 10,
+    "alpha": 0.05,
+    "min_alpha": 0.0005,
+    "min_count": 5,
+    "workers": 1,
+}
+# Half of it times the sum of the squared weights stands beside the sum of the texts' losses (scikit-learn's 1 / C).
+PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+
+
+def answer_by_documents(
+    labeled: Sequence[str],
+    labels: np.ndarray,
+    validation: Sequence[str],
+    validation_labels: np.ndarray,
+    unlabeled: Sequence[str],
+    problem_type: str,
+    columns: int,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Logits (values, for regression) of the validation and the unlabelled texts.
+
+    Args:
+        labeled (`Sequence[str]`): Texts to learn from.
+        labels (`np.ndarray`): Class ids, rows of 0 and 1 (multi-label) or values (regression).
+        validation, validation_labels: The same of texts that choose the penalty on the linear model's weights.
+        unlabeled (`Sequence[str]`): Texts without labels.
+        problem_type (`str`): As in `config.problem_type`.
+        columns (`int`): Number of labels, 1 for regression.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tells the words.
+        seed (`int`, *optional*, defaults to 0): Of the vectors. The same seed gives the same.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: of shapes `(len(validation), columns)` and `(len(unlabeled), columns)`.
+
+    Raises:
+        InputError: where gensim is missing, or no word stands five times.
+    """
+    vectors = torch.from_numpy(_vectors([*labeled, *validation, *unlabeled], tokenizer, seed))
+    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    vectors /= vectors.std().clamp(min=1e-12)
+    parts = vectors.split([len(labeled), len(validation), len(unlabeled)])
+    targets = torch.as_tensor(np.asarray(labels))
+    if problem_type == "single_label_classification":
+        targets = F.one_hot(targets.long(), columns)
+    targets = targets.float().view(len(labeled), columns)
+    lowest, best = float("inf"), None
+    for penalty in PENALTIES:
+        linear = _fit_linear(parts[0], targets, penalty, problem_type)
+        with torch.no_grad():
+            answers = [linear(part).numpy() for part in parts[1:]]
+        if (loss := mean_loss(answers[0], validation_labels, problem_type)) < lowest:
+            lowest, best = loss, answers
+    return best
+
+
+def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray:
+    doc2vec = import_gensim("the teacher doc2vec").doc2vec
+    documents = [doc2vec.TaggedDocument(words, [index]) for index, words in enumerate(_ngrams(texts, tokenizer))]
+    # Within an epoch the n-grams' vectors move on, and with them those of the texts: in the order of a file sorted by
+    # label they would tell the place in the file (half of IMDb's validation reviews right).
+    random.Random(seed).shuffle(documents)
+    model = doc2vec.Doc2Vec(seed=seed, **_SETTINGS)
+    model.build_vocab(documents)
+    if not len(model.wv):
+        raise InputError(f"the teacher doc2vec needs words that stand {model.min_count} times, and there are none.")
+    model.train(documents, total_examples=len(documents), epochs=model.epochs)
+    return model.dv.vectors
+
+
+def _ngrams(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
+    """The runs of one to three words of every text; one object for a run, however often it stands."""
+    known: dict[str, str] = {}
+    words = [str(index) for index in range(len(tokenizer))]
+    encode = WordEncoder(tokenizer)
+    for start in range(0, len(texts), 1000):
+        for row in encode(texts[start : start + 1000]):
+            run = [words[index] for index in row]
+            ngrams = list(run)
+            for order in range(2, ORDER + 1):
+                ngrams += [" ".join(run[place : place + order]) for place in range(len(run) - order + 1)]
+            yield [known.setdefault(ngram, ngram) for ngram in ngrams]
+
+
+def _fit_linear(vectors: Tensor, targets: Tensor, penalty: float, problem_type: str) -> nn.Linear:
+    """Logistic regression, or least squares, with a penalty on the squares of the weights, but not of the bias."""
+    linear = nn.Linear(vectors.shape[1], targets.shape[1])
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+
+    def closure() -> Tensor:
+        linear.zero_grad()
+        loss = soft_cross_entropy(linear(vectors), targets, problem_type)
+        loss = loss + penalty / (2 * len(vectors)) * linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe").step(closure)
+    return linear

@@ -1,0 +1,94 @@
+"""What teachers say of texts without labels: several trained models, and document vectors."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_reviews
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
+
+from modeling_rnnsent import RNNSentForSequenceClassification
+from modeling_rnnsent.bulk import BulkClassifier
+from modeling_rnnsent.data import Labels
+from modeling_rnnsent.documents import answer_by_documents
+from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.scoring import load_scorer
+from modeling_rnnsent.teaching import ask_teachers
+from modeling_rnnsent.tokenization import build_tokenizer
+
+
+def make_topics(count: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Texts of two topics of three hundred words each, those of the first topic before the others."""
+    generator, labels = random.Random(seed), np.arange(count) * 2 // count
+    return [" ".join(f"{'ab'[label]}{generator.randrange(300)}" for _ in range(12)) for label in labels], labels
+
+
+def answer(problem_type="single_label_classification", columns=2, convert=lambda labels: labels, seed=1):
+    (few, labels), (others, other_labels), (unlabeled, truth) = map(make_topics, (8, 60, 3000), (0, 1, 2))
+    tokenizer = build_tokenizer([*few, *unlabeled])
+    answers = answer_by_documents(
+        few, convert(labels), others, convert(other_labels), unlabeled, problem_type, columns, tokenizer, seed
+    )
+    assert [part.shape for part in answers] == [(60, columns), (3000, columns)]
+    return answers[1], truth
+
+
+def test_document_vectors_tell_topics_by_words_that_no_labelled_text_has():
+    # Eight labelled texts have a sixth of the words; which of the others go together is told by the unlabelled ones.
+    logits, truth = answer()
+    assert np.mean(logits.argmax(axis=1) == truth) > 0.97
+    assert np.array_equal(logits, answer()[0]) and not np.array_equal(logits, answer(seed=2)[0])
+
+
+def test_document_vectors_answer_every_kind_of_label():
+    logits, truth = answer("multi_label_classification", 2, lambda labels: np.eye(2, dtype=np.float32)[labels])
+    assert np.mean((logits > 0) == np.eye(2)[truth]) > 0.97
+    values, truth = answer("regression", 1, lambda labels: labels * 4.0 - 7)
+    assert np.corrcoef(values[:, 0], truth)[0, 1] > 0.9 and np.abs(values[:, 0] - (truth * 4 - 7)).mean() < 1.5
+    # A class that no labelled text has is not the answer to any.
+    logits, truth = answer(columns=3)
+    assert np.mean(logits.argmax(axis=1) == truth) > 0.97
+
+
+def test_document_vectors_say_what_they_lack(monkeypatch):
+    texts, labels = ["one two", "three four"], np.array([0, 1])
+    given = (texts, labels, texts, labels, ["five six"], "single_label_classification", 2, build_tokenizer(texts))
+    with pytest.raises(InputError, match="5 times"):
+        answer_by_documents(*given)
+    monkeypatch.setitem(sys.modules, "gensim", None)
+    with pytest.raises(InputError, match=r'pip install "rnnsent\[vectors\]"'):
+        answer_by_documents(*given)
+
+
+def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(book_run)
+    model = RNNSentForSequenceClassification.from_pretrained(book_run)
+    torch.nn.init.zeros_(model.classifier.out_proj.weight)
+    torch.nn.init.constant_(model.classifier.out_proj.bias, 1.0)  # as sure of every text
+    model.save_pretrained(tmp_path / "ignorant")
+    tokenizer.save_pretrained(tmp_path / "ignorant")
+    splits = {
+        name: Dataset.from_pandas(make_reviews(200, seed)) for seed, name in enumerate(("train", "validation"), 5)
+    }
+    unlabeled = Dataset.from_dict({"text": make_reviews(300, 7)["text"].tolist()})
+    names = [str(part) for part in (tmp_path / "ignorant", book_run)]
+    labels = Labels("single_label_classification", ["0", "1"])
+    taught = ask_teachers(names, DatasetDict(splits), unlabeled, labels, tokenizer)
+    assert taught["text"] == unlabeled["text"]
+    weights = [float(part.split()[-1]) for part in capsys.readouterr().out.split(": ")[1].split(", ")]
+    odds = {}
+    for name, dataset in (("validation", splits["validation"]), ("unlabeled", unlabeled)):
+        rows = np.array(list(BulkClassifier(load_scorer(names[1]))(dataset["text"])))
+        odds[name] = np.log(rows[:, 1] / rows[:, 0])
+    # Found by trying: as many of the one's log-odds and as much of the other's 1 as the validation labels want.
+    signs = 2 * np.array(splits["validation"]["label"]) - 1
+    grid = [(shift, factor) for shift in np.linspace(0, 2, 41) for factor in np.linspace(0.1, 5, 50)]
+    best = min(grid, key=lambda pair: np.logaddexp(0, -signs * (pair[0] + pair[1] * odds["validation"])).mean())
+    np.testing.assert_allclose(weights, best, atol=0.1)
+    answers = np.array(taught["label"])
+    odds = weights[0] + weights[1] * odds["unlabeled"]
+    np.testing.assert_allclose(answers[:, 1], 1 / (1 + np.exp(-odds)), atol=0.01)
+    np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-6)
