@@ -55,18 +55,14 @@ def ask_teachers(
                 answers.append(_ask_documents(splits, unlabeled, labels, tokenizer, seed))
             else:
                 answers.append(_ask_model(name, splits["validation"], unlabeled, labels))
-        validation_labels = np.array(splits["validation"]["label"])
-        weights = _fit_weights([part for part, _ in answers], validation_labels, labels.problem_type)
-        logits = sum(weight * part for weight, (_, part) in zip(weights, answers))
-        told = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, weights))
-        print(f"weights of the teachers: {told}")
+        logits = _weigh(names, answers, np.array(splits["validation"]["label"]), labels.problem_type)
         return probabilities(logits, labels.problem_type).reshape(len(unlabeled), -1).astype(np.float32)
 
     feature = datasets.List(datasets.Value("float32"))
     return unlabeled.select_columns("text").add_column("label", list(from_main_process(ask)), feature=feature)
 
 
-def _ask_model(name: str, validation: Dataset, unlabeled: Dataset, labels: Labels) -> list[np.ndarray]:
+def _ask_model(name: str, validation: Dataset, unlabeled: Dataset, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     """A classifier's logits of the validation and the unlabelled texts, each `(texts, labels)`."""
     try:
         scorer = load_scorer(name)
@@ -81,7 +77,7 @@ def _ask_model(name: str, validation: Dataset, unlabeled: Dataset, labels: Label
     for texts in (validation["text"], unlabeled["text"]):
         rows = np.array(list(tqdm(classify(texts), desc=f"asking {name}", total=len(texts), disable=None)))
         answers.append(_logits(rows.reshape(len(texts), -1), labels.problem_type))
-    return answers
+    return answers[0], answers[1]
 
 
 def _logits(answers: np.ndarray, problem_type: str) -> np.ndarray:
@@ -109,10 +105,17 @@ def _ask_documents(
     )
 
 
-def _fit_weights(logits: list[np.ndarray], labels: np.ndarray, problem_type: str) -> np.ndarray:
-    """The weights, none below 0, with which the sum of `logits` has the lowest loss."""
-    return minimize(
-        lambda weights: mean_loss(np.tensordot(weights, np.array(logits), axes=1), labels, problem_type),
-        x0=np.full(len(logits), 1 / len(logits)),
-        bounds=[(0, None)] * len(logits),
-    ).x
+def _weigh(
+    names: list[str], answers: list[tuple[np.ndarray, np.ndarray]], labels: np.ndarray, problem_type: str
+) -> np.ndarray:
+    """The sum of the teachers' logits of the unlabelled texts, weighted as is best on the validation texts."""
+    validation, unlabeled = (np.stack(parts) for parts in zip(*answers))
+
+    def loss(weights: np.ndarray) -> float:
+        return mean_loss(np.tensordot(weights, validation, axes=1), labels, problem_type)
+
+    weights = minimize(loss, x0=np.full(len(names), 1 / len(names)), bounds=[(0, None)] * len(names)).x
+    alone = [mean_loss(part, labels, problem_type) for part in validation]
+    told = "".join(f"{name} {weight:.2f} ({own:.4f}), " for name, weight, own in zip(names, weights, alone))
+    print(f"teachers' weights (and validation losses): {told}together ({loss(weights):.4f})", flush=True)
+    return np.tensordot(weights, unlabeled, axes=1)

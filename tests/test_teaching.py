@@ -1,6 +1,7 @@
 """What teachers say of texts without labels: several trained models, and document vectors."""
 
 import random
+import re
 import sys
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
     labels = Labels("single_label_classification", ["0", "1"])
     taught = ask_teachers(names, DatasetDict(splits), unlabeled, labels, tokenizer)
     assert taught["text"] == unlabeled["text"]
-    weights = [float(part.split()[-1]) for part in capsys.readouterr().out.split(": ")[1].split(", ")]
+    told = re.findall(r" (\S+) \(([\d.]+)\)", capsys.readouterr().out)
+    weights = [float(weight) for weight, _ in told[:2]]
     odds = {}
     for name, dataset in (("validation", splits["validation"]), ("unlabeled", unlabeled)):
         rows = np.array(list(BulkClassifier(load_scorer(names[1]))(dataset["text"])))
@@ -88,6 +90,8 @@ def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
     grid = [(shift, factor) for shift in np.linspace(0, 2, 41) for factor in np.linspace(0.1, 5, 50)]
     best = min(grid, key=lambda pair: np.logaddexp(0, -signs * (pair[0] + pair[1] * odds["validation"])).mean())
     np.testing.assert_allclose(weights, best, atol=0.1)
+    loss = np.logaddexp(0, -signs * (best[0] + best[1] * odds["validation"])).mean()
+    assert told[2][0] == "together" and float(told[2][1]) == pytest.approx(loss, abs=1e-3)
     answers = np.array(taught["label"])
     odds = weights[0] + weights[1] * odds["unlabeled"]
     np.testing.assert_allclose(answers[:, 1], 1 / (1 + np.exp(-odds)), atol=0.01)
