@@ -309,7 +309,7 @@ def _targets(labels: np.ndarray, problem_type: str) -> Tensor:
 
 def _with_answers(targets: Tensor, answers: np.ndarray, problem_type: str, columns: int) -> Tensor:
     """The targets, class ids as probabilities, and a teacher's answers after them."""
-    answers = torch.from_numpy(np.asarray(answers)).float()
+    answers = torch.tensor(answers, dtype=torch.float32)
     if problem_type == "single_label_classification":
         targets = targets.float() if columns == 1 else F.one_hot(targets, columns).float()
         answers = answers[:, 1] if columns == 1 else answers

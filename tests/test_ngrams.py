@@ -121,7 +121,7 @@ def test_of_few_texts_shorter_ngrams_and_a_penalty_are_tried_and_the_best_table_
     history = fit_ngrams(model, rows, labels, other_rows, other_labels)
     assert {(order, smoothing is None) for order, smoothing in history} == set(product((1, 2), (False, True)))
     logits = torch.cat([model(torch.from_numpy(row).view(1, -1)).logits for row in other_rows])
-    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(other_labels)).item()
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(other_labels)).item()
     assert loss == pytest.approx(min(map(min, history.values())), rel=1e-4)
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_TOKENS", 0)
     assert all(smoothing for _, smoothing in fit_ngrams(model, rows, labels, other_rows, other_labels))
@@ -211,6 +211,36 @@ def test_other_kinds_of_labels_are_fitted(problem_type):
     else:
         first = logits[:, 0] > 0 if problem_type == "multi_label_classification" else logits.argmax(1) == 2
         assert np.mean(first.numpy() == truth) > 0.9
+
+
+@pytest.mark.parametrize("problem_type", ["two classes", "three classes", "multi_label_classification", "regression"])
+def test_a_teacher_that_is_right_is_as_good_as_labels(problem_type):
+    (rows, labels), (other_rows, other_labels) = encoded_reviews(), encoded_reviews(200, seed=1)
+    count = {"three classes": 3, "regression": 1}.get(problem_type, 2)
+    settings = {"problem_type": "single_label_classification" if "classes" in problem_type else problem_type}
+    if problem_type == "three classes":
+        labels = labels + labels * (np.arange(300) % 3 == 0)
+    elif problem_type == "multi_label_classification":
+        labels, other_labels = (np.eye(2, dtype=np.float32)[part] for part in (labels, other_labels))
+    elif problem_type == "regression":
+        labels, other_labels = labels * 20.0 + 100, other_labels * 20.0 + 100
+    answers = np.eye(count)[labels] if "classes" in problem_type else labels.reshape(300, -1)
+    models = [
+        make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=2, num_labels=count, **settings)
+        for _ in range(3)
+    ]
+    expected = fit_ngrams(models[0], rows, labels, other_rows, other_labels)
+    taught = {"taught_rows": rows[100:], "answers": answers[100:]}
+    history = fit_ngrams(models[1], rows[:100], labels[:100], other_rows, other_labels, **taught)
+    assert history.keys() == expected.keys()
+    for name, losses in expected.items():
+        np.testing.assert_allclose(history[name], losses, rtol=1e-2)
+    gap = (models[1].ngrams.scores - models[0].ngrams.scores).abs().max()
+    assert gap < 0.05 * models[0].ngrams.scores.abs().max()
+    # One who knows nothing but the mean is of no use.
+    taught["answers"] = np.broadcast_to(answers.mean(axis=0), answers[100:].shape)
+    history = fit_ngrams(models[2], rows[:100], labels[:100], other_rows, other_labels, **taught)
+    assert min(map(min, history.values())) > min(map(min, expected.values()))
 
 
 def test_weight_is_the_one_with_the_lowest_loss():

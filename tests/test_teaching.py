@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_reviews
+from conftest import SMALL, make_reviews, train
 from datasets import Dataset, DatasetDict
+from test_training import fails
 from transformers import AutoTokenizer
 
 from modeling_rnnsent import RNNSentForSequenceClassification
@@ -96,3 +97,18 @@ def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
     odds = weights[0] + weights[1] * odds["unlabeled"]
     np.testing.assert_allclose(answers[:, 1], 1 / (1 + np.exp(-odds)), atol=0.01)
     np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-6)
+
+
+def test_document_vectors_teach_texts_without_labels_only(reviews, tmp_path):
+    flags = [*SMALL, f"--train_file={reviews / 'train.csv'}", "--validation_size=0.1", "--teacher_name_or_path=doc2vec"]
+    assert "needs texts without labels" in fails(*flags, f"--output_dir={tmp_path / 'refused'}")
+    (tmp_path / "more.txt").write_text("\n".join(text or "film" for text in make_reviews(300, seed=9)["text"]))
+    result = train(
+        "configuration/default.yaml",
+        *flags,
+        f"--unlabeled_file={tmp_path / 'more.txt'}",
+        "--num_train_epochs=1",
+        f"--output_dir={tmp_path / 'student'}",
+    )
+    assert "doc2vec " in result.stdout and "300 unlabeled" in result.stdout
+    assert "teacher_name_or_path:\n- doc2vec" in (tmp_path / "student" / "recipe.yaml").read_text()
