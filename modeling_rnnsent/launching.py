@@ -7,15 +7,14 @@ import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import torch
-from accelerate import PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import broadcast_object_list
 from torch import distributed
 from transformers.utils import logging
 
@@ -25,6 +24,8 @@ from .errors import InputError
 logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
+# How long processes wait for what one of them does for all: document vectors or a large teacher may take an hour.
+_PATIENCE = timedelta(days=1)
 
 
 def use_threads(arguments: RNNSentTrainingArguments):
@@ -158,6 +159,11 @@ def process_group() -> Iterator[None]:
 
 def from_main_process(compute: Callable[[], T]) -> T:
     """What `compute` returns in the main process, which alone runs it, for every process. It must be picklable."""
-    result = [compute() if PartialState().is_main_process else None]
-    broadcast_object_list(result)
+    if not distributed.is_available() or not distributed.is_initialized():
+        return compute()
+    # The processes' own connection gives up after half an hour on a CPU, whatever `ddp_timeout` says.
+    group = distributed.new_group(timeout=_PATIENCE, backend="gloo")
+    result = [compute() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(result, src=0, group=group)
+    distributed.destroy_process_group(group)
     return result[0]

@@ -329,3 +329,22 @@ def test_no_thread_of_the_connection_is_left_at_the_end(tmp_path):
         "assert not any('gloo' in name for name in threads()), threads()\n"
     )
     run(sys.executable, script, PYTHONPATH=str(ROOT))
+
+
+def test_processes_wait_for_the_main_one_longer_than_for_one_another(tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import time\n"
+        "from datetime import timedelta\n"
+        "from torch import distributed\n"
+        "from modeling_rnnsent.launching import from_main_process, process_group\n"
+        'distributed.init_process_group("gloo", timeout=timedelta(seconds=2))\n'
+        "with process_group():\n"
+        "    rank = distributed.get_rank()\n"
+        "    told = from_main_process(lambda: time.sleep(5) or [rank, 'told'])\n"
+        "    print(f'{rank} was {told}')\n"
+    )
+    command = torchrun()
+    command[command.index("train.py")] = str(script)
+    printed = run(*command, PYTHONPATH=str(ROOT)).stdout
+    assert "0 was [0, 'told']" in printed and "1 was [0, 'told']" in printed
