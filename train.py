@@ -48,7 +48,7 @@ from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, choose_metric
-from modeling_rnnsent.vectors import check_vectors, set_vectors
+from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 
 EXAMPLES = (
     "I loved every minute of this film: great story, wonderful actors.",
@@ -179,7 +179,7 @@ def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
     parts, training = dict(texts.splits), run.training
     if texts.labels is not None and texts.unlabeled is not None and training.needs_unlabeled_texts:
         parts["unlabeled"] = texts.unlabeled
-    if training.teacher_name_or_path:
+    if training.teacher_name_or_path and texts.labels is not None:
         if DOCUMENTS in training.teacher_name_or_path and "unlabeled" not in parts:
             raise InputError(f"the teacher {DOCUMENTS} needs texts without labels: give unlabeled_file.")
         unlabeled = parts.get("unlabeled", parts["train"])
@@ -190,7 +190,9 @@ def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
 
 
 def check_start(run: Run):
-    """Sees to it, before the data is read, that word vectors can be had and are wanted."""
+    """Sees to it, before the data is read, that vectors can be had and are wanted."""
+    if DOCUMENTS in (run.training.teacher_name_or_path or []):
+        import_gensim(f"the teacher {DOCUMENTS}")
     vectors, started = run.model.word_vectors, run.model.model_name_or_path
     if vectors is None:
         return

@@ -78,11 +78,15 @@ def answer_by_documents(
     if problem_type == "single_label_classification":
         targets = F.one_hot(targets.long(), columns)
     targets = targets.float().view(len(labeled), columns)
+    shift, scale = 0.0, 1.0
+    if problem_type == "regression":  # fitted to values of mean 0 and deviation 1
+        shift, scale = targets.mean(), targets.std(correction=0).clamp(min=1e-12)
+    targets = (targets - shift) / scale
     lowest, best = float("inf"), None
     for penalty in PENALTIES:
         linear = _fit_linear(parts[0], targets, penalty, problem_type)
         with torch.no_grad():
-            answers = [linear(part).numpy() for part in parts[1:]]
+            answers = [(linear(part) * scale + shift).numpy() for part in parts[1:]]
         if (loss := mean_loss(answers[0], validation_labels, problem_type)) < lowest:
             lowest, best = loss, answers
     return best

@@ -50,6 +50,8 @@ def test_document_vectors_answer_every_kind_of_label():
     assert np.mean((logits > 0) == np.eye(2)[truth]) > 0.97
     values, truth = answer("regression", 1, lambda labels: labels * 4.0 - 7)
     assert np.corrcoef(values[:, 0], truth)[0, 1] > 0.9 and np.abs(values[:, 0] - (truth * 4 - 7)).mean() < 1.5
+    small, _ = answer("regression", 1, lambda labels: (labels * 4.0 - 7) / 1e5)  # whatever the unit
+    np.testing.assert_allclose(small * 1e5, values, atol=1e-3)
     # A class that no labelled text has is not the answer to any.
     logits, truth = answer(columns=3)
     assert np.mean(logits.argmax(axis=1) == truth) > 0.97
@@ -102,6 +104,9 @@ def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
 def test_document_vectors_teach_texts_without_labels_only(reviews, tmp_path):
     flags = [*SMALL, f"--train_file={reviews / 'train.csv'}", "--validation_size=0.1", "--teacher_name_or_path=doc2vec"]
     assert "needs texts without labels" in fails(*flags, f"--output_dir={tmp_path / 'refused'}")
+    texts = [f"--train_file={reviews / 'train.csv'}", "--teacher_name_or_path=doc2vec", *SMALL]
+    line = fails("configuration/pretrain.yaml", *texts, f"--output_dir={tmp_path / 'refused'}")
+    assert "teacher" in line and "language-modeling" in line
     (tmp_path / "more.txt").write_text("\n".join(text or "film" for text in make_reviews(300, seed=9)["text"]))
     result = train(
         "configuration/default.yaml",
