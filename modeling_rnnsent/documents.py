@@ -6,16 +6,23 @@ others: what texts have in common is in it, and no label is needed. A linear mod
 the texts that have one, and answers for the others. A text that comes later has no vector, so this is no classifier to
 keep but a teacher, and one that is wrong elsewhere than recurrent layers are.
 
-The vectors are gensim's.
+The vectors are gensim's. They take longer than all else, so they are kept in the cache of `datasets`.
 """
 
+import hashlib
+import os
 import random
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .errors import InputError
@@ -93,8 +100,28 @@ def answer_by_documents(
 
 
 def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray:
-    doc2vec = import_gensim("the teacher doc2vec").doc2vec
-    documents = [doc2vec.TaggedDocument(words, [index]) for index, words in enumerate(_ngrams(texts, tokenizer))]
+    """As they were trained before, where the cache of `datasets` has those of the same texts, words and seed."""
+    gensim = import_gensim("the teacher doc2vec")
+    encode = WordEncoder(tokenizer)
+    rows = [row for start in range(0, len(texts), 1000) for row in encode(texts[start : start + 1000])]
+    digest = hashlib.sha256(repr((_SETTINGS, ORDER, seed, version("gensim"))).encode())
+    for row in rows:
+        digest.update(len(row).to_bytes(8) + row.tobytes())
+    place = Path(datasets.config.HF_DATASETS_CACHE, "doc2vec", f"{digest.hexdigest()}.npy")
+    if datasets.is_caching_enabled() and place.exists():
+        print(f"document vectors trained before: {place}", flush=True)
+        return np.load(place)
+    vectors = _train(gensim.doc2vec, rows, len(tokenizer), seed)
+    if datasets.is_caching_enabled():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=place.parent, suffix=".npy", delete=False) as unfinished:
+            np.save(unfinished, vectors)
+        os.replace(unfinished.name, place)  # whole or absent
+    return vectors
+
+
+def _train(doc2vec, rows: list[np.ndarray], vocab_size: int, seed: int) -> np.ndarray:
+    documents = [doc2vec.TaggedDocument(runs, [index]) for index, runs in enumerate(_ngrams(rows, vocab_size))]
     # Within an epoch the n-grams' vectors move on, and with them those of the texts: in the order of a file sorted by
     # label they would tell the place in the file (half of IMDb's validation reviews right).
     random.Random(seed).shuffle(documents)
@@ -102,22 +129,33 @@ def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) ->
     model.build_vocab(documents)
     if not len(model.wv):
         raise InputError(f"the teacher doc2vec needs words that stand {model.min_count} times, and there are none.")
-    model.train(documents, total_examples=len(documents), epochs=model.epochs)
+    with tqdm(desc="training doc2vec", total=len(documents) * model.epochs, disable=None) as bar:
+        model.train(_Shown(documents, bar), total_examples=len(documents), epochs=model.epochs)
     return model.dv.vectors
 
 
-def _ngrams(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
+class _Shown:
+    """What is read again every epoch, with a bar that tells how far the reading is."""
+
+    def __init__(self, documents: list, bar: tqdm):
+        self.documents, self.bar = documents, bar
+
+    def __iter__(self) -> Iterator:
+        for document in self.documents:
+            yield document
+            self.bar.update()
+
+
+def _ngrams(rows: list[np.ndarray], vocab_size: int) -> Iterator[list[str]]:
     """The runs of one to three words of every text; one object for a run, however often it stands."""
     known: dict[str, str] = {}
-    words = [str(index) for index in range(len(tokenizer))]
-    encode = WordEncoder(tokenizer)
-    for start in range(0, len(texts), 1000):
-        for row in encode(texts[start : start + 1000]):
-            run = [words[index] for index in row]
-            ngrams = list(run)
-            for order in range(2, ORDER + 1):
-                ngrams += [" ".join(run[place : place + order]) for place in range(len(run) - order + 1)]
-            yield [known.setdefault(ngram, ngram) for ngram in ngrams]
+    words = [str(index) for index in range(vocab_size)]
+    for row in rows:
+        run = [words[index] for index in row]
+        ngrams = list(run)
+        for order in range(2, ORDER + 1):
+            ngrams += [" ".join(run[place : place + order]) for place in range(len(run) - order + 1)]
+        yield [known.setdefault(ngram, ngram) for ngram in ngrams]
 
 
 def _fit_linear(vectors: Tensor, targets: Tensor, penalty: float, problem_type: str) -> nn.Linear:

@@ -4,6 +4,7 @@ import random
 import re
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,13 @@ from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.scoring import load_scorer
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def without_cache():
+    datasets.disable_caching()
+    yield
+    datasets.enable_caching()
 
 
 def make_topics(count: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -43,6 +51,23 @@ def test_document_vectors_tell_topics_by_words_that_no_labelled_text_has():
     logits, truth = answer()
     assert np.mean(logits.argmax(axis=1) == truth) > 0.97
     assert np.array_equal(logits, answer()[0]) and not np.array_equal(logits, answer(seed=2)[0])
+
+
+def test_document_vectors_are_trained_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    datasets.enable_caching()
+    first, _ = answer()
+    assert "trained before" not in capsys.readouterr().out
+    (kept,) = tmp_path.glob("doc2vec/*")
+    again, _ = answer()
+    assert f"trained before: {kept}" in capsys.readouterr().out and np.array_equal(first, again)
+    answer(seed=2)
+    np.save(kept, np.load(kept)[::-1])  # what is read is what is used
+    other, _ = answer()
+    assert len(list(tmp_path.glob("doc2vec/*"))) == 2 and not np.array_equal(first, other)
+    datasets.disable_caching()
+    capsys.readouterr()
+    assert np.array_equal(answer()[0], first) and not capsys.readouterr().out
 
 
 def test_document_vectors_answer_every_kind_of_label():
