@@ -15,7 +15,6 @@ import random
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import datasets
 import numpy as np
@@ -114,9 +113,9 @@ def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) ->
     vectors = _train(gensim.doc2vec, rows, len(tokenizer), seed)
     if datasets.is_caching_enabled():
         place.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=place.parent, suffix=".npy", delete=False) as unfinished:
-            np.save(unfinished, vectors)
-        os.replace(unfinished.name, place)  # whole or absent
+        unfinished = place.with_name(f"{place.stem}.{os.getpid()}.npy")
+        np.save(unfinished, vectors)
+        os.replace(unfinished, place)  # whole or absent
     return vectors
 
 
