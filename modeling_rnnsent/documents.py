@@ -110,6 +110,7 @@ def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) ->
     if datasets.is_caching_enabled() and place.exists():
         print(f"document vectors trained before: {place}", flush=True)
         return np.load(place)
+    print(f"training document vectors of {len(rows):,} texts", flush=True)
     vectors = _train(gensim.doc2vec, rows, len(tokenizer), seed)
     if datasets.is_caching_enabled():
         place.parent.mkdir(parents=True, exist_ok=True)

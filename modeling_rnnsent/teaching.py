@@ -73,6 +73,7 @@ def _ask_model(name: str, validation: Dataset, unlabeled: Dataset, labels: Label
             f"the teacher {name!r} has the labels {list(scorer.config.id2label.values())}, the data has "
             f"{list(labels.config['id2label'].values())}."
         )
+    print(f"asking the teacher {name} about {len(validation) + len(unlabeled):,} texts", flush=True)
     classify, answers = BulkClassifier(scorer), []
     for texts in (validation["text"], unlabeled["text"]):
         rows = np.array(list(tqdm(classify(texts), desc=f"asking {name}", total=len(texts), disable=None)))
