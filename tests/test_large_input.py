@@ -1,5 +1,5 @@
 """
-Input that is larger than memory: INPUT_GB says how many gigabytes (0.1 unless told). By hand, 10: predicting held
+Input that is larger than memory: INPUT_GB says how many gigabytes (0.2 unless told). By hand, 10: predicting held
 468 MiB (454 for a hundredth of it), training 1,277 (420).
 
 Predicting may keep nothing of a row; training under a hundred bytes (its label, length and place), never its text.
@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import ROOT, SMALL
 
-GIGABYTES = float(os.environ.get("INPUT_GB", 0.1))
+GIGABYTES = float(os.environ.get("INPUT_GB", 0.2))
 ROW_BYTES = 1000
 pytestmark = [
     pytest.mark.slow,
@@ -51,9 +51,9 @@ def most_memory(*command, folder) -> float:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A file of INPUT_GB, and one of a hundredth but of several windows of those that predicting reads."""
+    """A file of INPUT_GB, and one of a hundredth, but of the windows that predicting needs to hold its most (some 15)."""
     folder, rows = tmp_path_factory.mktemp("large"), int(GIGABYTES * 1e9 / ROW_BYTES)
-    for name, number in (("small", max(20_000, rows // 100)), ("large", rows)):
+    for name, number in (("small", max(60_000, rows // 100)), ("large", rows)):
         write_rows(folder / f"{name}.csv", number)
     yield folder
     for name in ("small", "large"):
