@@ -51,7 +51,7 @@ def most_memory(*command, folder) -> float:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A file of INPUT_GB, and one of a hundredth, but of the windows that predicting needs to hold its most (some 15)."""
+    """A file of INPUT_GB, and one of a hundredth, but of the 15 windows after which predicting holds its most."""
     folder, rows = tmp_path_factory.mktemp("large"), int(GIGABYTES * 1e9 / ROW_BYTES)
     for name, number in (("small", max(60_000, rows // 100)), ("large", rows)):
         write_rows(folder / f"{name}.csv", number)
