@@ -2,9 +2,11 @@
 What the vectors of documents say of texts without labels (PV-DBOW: Le & Mikolov, 2014; of n-grams: Li et al., 2015).
 
 Every text has a vector, trained to tell the words and the runs of two and three words that stand in the text from
-others: what texts have in common is in it, and no label is needed. A linear model learns the labels from the vectors of
-the texts that have one, and answers for the others. A text that comes later has no vector, so this is no classifier to
-keep but a teacher, and one that is wrong elsewhere than recurrent layers are.
+others: what texts have in common is in it. Words and runs that are known to stand as often in the texts of one label as
+in others are left out, as no use comes of telling them (after Bingyu & Arefyev, 2022, who draw n-grams by their
+log-count ratios). A linear model learns the labels from the vectors of the texts that have one, and answers for the
+others. A text that comes later has no vector, so this is no classifier to keep but a teacher, and one that is wrong
+elsewhere than recurrent layers are.
 
 The vectors are gensim's. They take longer than all else, so they are kept in the cache of `datasets`.
 """
@@ -42,6 +44,8 @@ _SETTINGS = {
     "min_count": 5,
     "workers": 1,
 }
+# What a log-count ratio's size and one over the root of the number of labelled texts it was counted in must come to.
+TELLING = 0.4
 # Half of it times the sum of the squared weights stands beside the sum of the texts' losses (scikit-learn's 1 / C).
 PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 
@@ -74,12 +78,8 @@ def answer_by_documents(
         `tuple[np.ndarray, np.ndarray]`: of shapes `(len(validation), columns)` and `(len(unlabeled), columns)`.
 
     Raises:
-        InputError: where gensim is missing, or no word stands five times.
+        InputError: where gensim is missing, or no word stands five times and tells of a label.
     """
-    vectors = torch.from_numpy(_vectors([*labeled, *validation, *unlabeled], tokenizer, seed))
-    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    vectors /= vectors.std().clamp(min=1e-12)
-    parts = vectors.split([len(labeled), len(validation), len(unlabeled)])
     targets = torch.as_tensor(np.asarray(labels))
     if problem_type == "single_label_classification":
         targets = F.one_hot(targets.long(), columns)
@@ -88,6 +88,11 @@ def answer_by_documents(
     if problem_type == "regression":  # fitted to values of mean 0 and deviation 1
         shift, scale = targets.mean(), targets.std(correction=0).clamp(min=1e-12)
     targets = (targets - shift) / scale
+    inside = (targets > 0).numpy()
+    vectors = torch.from_numpy(_vectors([*labeled, *validation, *unlabeled], inside, tokenizer, seed))
+    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    vectors /= vectors.std().clamp(min=1e-12)
+    parts = vectors.split([len(labeled), len(validation), len(unlabeled)])
     lowest, best = float("inf"), None
     for penalty in PENALTIES:
         linear = _fit_linear(parts[0], targets, penalty, problem_type)
@@ -98,12 +103,13 @@ def answer_by_documents(
     return best
 
 
-def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray:
-    """As they were trained before, where the cache of `datasets` has those of the same texts, words and seed."""
+def _vectors(texts: list[str], inside: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray:
+    """As they were trained before, where the cache of `datasets` has those of the same texts, labels and seed."""
     gensim = import_gensim("the teacher doc2vec")
     encode = WordEncoder(tokenizer)
     rows = [row for start in range(0, len(texts), 1000) for row in encode(texts[start : start + 1000])]
-    digest = hashlib.sha256(repr((_SETTINGS, ORDER, seed, version("gensim"))).encode())
+    digest = hashlib.sha256(repr((_SETTINGS, ORDER, TELLING, seed, version("gensim"))).encode())
+    digest.update(inside.tobytes())
     for row in rows:
         digest.update(len(row).to_bytes(8) + row.tobytes())
     place = Path(datasets.config.HF_DATASETS_CACHE, "doc2vec", f"{digest.hexdigest()}.npy")
@@ -111,7 +117,7 @@ def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) ->
         print(f"document vectors trained before: {place}", flush=True)
         return np.load(place)
     print(f"training document vectors of {len(rows):,} texts", flush=True)
-    vectors = _train(gensim.doc2vec, rows, len(tokenizer), seed)
+    vectors = _train(gensim.doc2vec, _ngrams(rows, inside), seed)
     if datasets.is_caching_enabled():
         place.parent.mkdir(parents=True, exist_ok=True)
         unfinished = place.with_name(f"{place.stem}.{os.getpid()}.npy")
@@ -120,15 +126,19 @@ def _vectors(texts: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) ->
     return vectors
 
 
-def _train(doc2vec, rows: list[np.ndarray], vocab_size: int, seed: int) -> np.ndarray:
-    documents = [doc2vec.TaggedDocument(runs, [index]) for index, runs in enumerate(_ngrams(rows, vocab_size))]
+def _train(doc2vec, texts: list[list[str]], seed: int) -> np.ndarray:
+    if not any(texts):
+        least = _SETTINGS["min_count"]
+        raise InputError(
+            f"the teacher doc2vec needs words that stand {least} times and more often under one label than another, "
+            "and there are none."
+        )
+    documents = [doc2vec.TaggedDocument(ngrams, [index]) for index, ngrams in enumerate(texts)]
     # Within an epoch the n-grams' vectors move on, and with them those of the texts: in the order of a file sorted by
     # label they would tell the place in the file (half of IMDb's validation reviews right).
     random.Random(seed).shuffle(documents)
     model = doc2vec.Doc2Vec(seed=seed, **_SETTINGS)
     model.build_vocab(documents)
-    if not len(model.wv):
-        raise InputError(f"the teacher doc2vec needs words that stand {model.min_count} times, and there are none.")
     with tqdm(desc="training doc2vec", total=len(documents) * model.epochs, disable=None) as bar:
         model.train(_Shown(documents, bar), total_examples=len(documents), epochs=model.epochs)
     return model.dv.vectors
@@ -146,16 +156,46 @@ class _Shown:
             self.bar.update()
 
 
-def _ngrams(rows: list[np.ndarray], vocab_size: int) -> Iterator[list[str]]:
-    """The runs of one to three words of every text; one object for a run, however often it stands."""
-    known: dict[str, str] = {}
-    words = [str(index) for index in range(vocab_size)]
-    for row in rows:
-        run = [words[index] for index in row]
-        ngrams = list(run)
-        for order in range(2, ORDER + 1):
-            ngrams += [" ".join(run[place : place + order]) for place in range(len(run) - order + 1)]
-        yield [known.setdefault(ngram, ngram) for ngram in ngrams]
+def _ngrams(rows: list[np.ndarray], inside: np.ndarray) -> list[list[str]]:
+    """
+    A name for every run of one to three words of every text, where the run stands five times and may tell the labels.
+
+    Args:
+        rows (`list[np.ndarray]`): Ids of the words of the texts, those with labels first.
+        inside (`np.ndarray` of shape `(number of labelled texts, columns)`): Whether a text has a label.
+    """
+    words = np.concatenate(rows).astype(np.int64)
+    texts = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    runs, names, owners, known = np.zeros_like(words), [], [], 0
+    for order in range(ORDER):
+        # A run is the one that starts there and is a word shorter, and the word that follows it.
+        runs = runs[: len(words) - order] * (words.max(initial=0) + 1) + words[order:]
+        whole = texts[: len(texts) - order] == texts[order:]
+        _, runs = np.unique(np.where(whole, runs, -1), return_inverse=True)
+        kept = _telling(runs[whole], texts[: len(runs)][whole], runs.max(initial=-1) + 1, inside)
+        places = whole & kept[runs]
+        names.append(np.cumsum(kept)[runs[places]] + known)
+        owners.append(texts[: len(runs)][places])
+        known += kept.sum()
+    owners, names = np.concatenate(owners), np.concatenate(names)
+    strings = [str(name) for name in range(known + 1)]
+    ends = np.cumsum(np.bincount(owners, minlength=len(rows)))[:-1]
+    return [[strings[name] for name in part] for part in np.split(names[np.argsort(owners, kind="stable")], ends)]
+
+
+def _telling(runs: np.ndarray, texts: np.ndarray, size: int, inside: np.ndarray) -> np.ndarray:
+    """Of `size` runs whether each stands often enough, and more in a label's texts than in others, or might."""
+    labeled = texts < len(inside)
+    pairs = np.unique(runs[labeled] * len(inside) + texts[labeled])  # once a text
+    run, text = np.divmod(pairs, len(inside))
+    everywhere = np.bincount(run, minlength=size)
+    best = np.zeros(size)
+    for column in inside.T[inside.any(axis=0)]:  # of a label that no text has there is nothing to know
+        within = np.bincount(run[column[text]], minlength=size)
+        shares = (column.sum() + 1) / (len(column) - column.sum() + 1)
+        best = np.maximum(best, np.abs(np.log((within + 1) / (everywhere - within + 1) / shares)))
+    often = np.bincount(runs, minlength=size) >= _SETTINGS["min_count"]
+    return often & (best + 1 / np.sqrt(everywhere + 1) >= TELLING)
 
 
 def _fit_linear(vectors: Tensor, targets: Tensor, penalty: float, problem_type: str) -> nn.Linear:

@@ -53,6 +53,19 @@ def test_document_vectors_tell_topics_by_words_that_no_labelled_text_has():
     assert np.array_equal(logits, answer()[0]) and not np.array_equal(logits, answer(seed=2)[0])
 
 
+def test_document_vectors_leave_out_what_is_known_to_be_alike_under_every_label():
+    def answer(number_labeled: int, fillers: int) -> np.ndarray:
+        (few, labels), (unlabeled, _) = make_topics(number_labeled, 0), make_topics(200, 1)
+        few, unlabeled = ([f"{text} so{' so' * fillers}" for text in part] for part in (few, unlabeled))
+        given = (few, labels, few, labels, unlabeled, "single_label_classification", 2)
+        return answer_by_documents(*given, build_tokenizer([*few, *unlabeled]), 1)[1]
+
+    # Whatever the number of fillers, the runs with another word are the same, and all runs of fillers alone left out.
+    assert np.array_equal(answer(8, 2), answer(8, 9))
+    # Of four texts it is not known yet.
+    assert not np.array_equal(answer(4, 2), answer(4, 9))
+
+
 def test_document_vectors_are_trained_once(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     datasets.enable_caching()
