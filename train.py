@@ -27,7 +27,7 @@ from modeling_rnnsent import (
     RNNSentPreTrainedModel,
 )
 from modeling_rnnsent.arguments import Run, parse_run
-from modeling_rnnsent.checkpoints import clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
+from modeling_rnnsent.checkpoints import RECIPE, clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
 from modeling_rnnsent.data import LabeledTexts, Labels, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.documents import DOCUMENTS
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
@@ -43,7 +43,14 @@ from modeling_rnnsent.metrics import fit_temperature, metrics_for
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.publishing import publish_run
-from modeling_rnnsent.reports import Predictions, find_mistakes, show_mistakes, write_model_card, write_pictures
+from modeling_rnnsent.reports import (
+    REPORTS,
+    Predictions,
+    find_mistakes,
+    show_mistakes,
+    write_model_card,
+    write_pictures,
+)
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
@@ -101,11 +108,13 @@ def is_left_alone(run: Run) -> bool:
 
 def is_same(run: Run) -> bool:
     """Whether the recipe that `output_dir` holds says all that this run was given."""
-    recipe = Path(run.training.output_dir, "recipe.yaml")
+    recipe = Path(run.training.output_dir, RECIPE)
     if not recipe.is_file():
         return False
     held = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     given = {name: value for name, value in run.settings(None).items() if name in run.given and "hub_" not in name}
+    if held.get("metric_for_best_model") == "mse" and given.get("metric_for_best_model") == "accuracy":
+        del given["metric_for_best_model"]  # what stands for it in a regression
     return all(held.get(name) == value for name, value in given.items())
 
 
@@ -156,7 +165,7 @@ def train(run: Run):
         callbacks=stopping(arguments),
     )
     if arguments.overwrite_output_dir and arguments.should_save and checkpoint is None:
-        clear_output_dir(arguments)
+        clear_output_dir(arguments, REPORTS)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if texts.labels is not None:
         settings |= calibrate(trainer, run, texts.labels.problem_type)
@@ -263,17 +272,31 @@ def start_with_ngrams(
                 [row for split in learned for row in read(split)], run.model.ngram_order, len(kind.names)
             )
         )
+    started = given.get("model_name_or_path")
     model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
-    if not resumes and not model.ngrams.scores.any():
+    if resumes:
+        return model
+    if model.ngrams.scores.any() and has_labels_of(started, model.config):
+        print(f"the n-grams of {started} are kept", flush=True)
+    else:
         model.ngrams.load_state_dict(from_main_process(fit_and_tell))
     return model
+
+
+def has_labels_of(name: str, config: RNNSentConfig) -> bool:
+    """Whether the model that `name` holds answers the question that `config` is about."""
+    held = RNNSentConfig.from_pretrained(name)
+    return (held.problem_type, held.id2label) == (config.problem_type, config.id2label)
 
 
 def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrainedModel:
     """A new model of the settings given, or with them the one that the run starts from."""
     name = given.pop("model_name_or_path", None)
     if name is None:
-        return model_class(RNNSentConfig(vocab_size=len(tokenizer), **given))
+        try:
+            return model_class(RNNSentConfig(vocab_size=len(tokenizer), **given))
+        except ValueError as error:  # settings of which each is allowed, but not these together
+            raise InputError(str(error)) from error
     keep_source(name, run)
     with loading("model", name):
         config = RNNSentConfig.from_pretrained(name, **given)
@@ -364,7 +387,7 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
             mistakes = find_and_show_mistakes(trainer, texts, splits, predictions)
         recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
-        (folder / "recipe.yaml").write_text(written_by + recipe, encoding="utf-8")
+        (folder / RECIPE).write_text(written_by + recipe, encoding="utf-8")
         sizes = {name: len(rows) for name, rows in splits.items()}
         write_model_card(
             folder, trainer.model, settings, recipe, results, sizes, pictures, mistakes, trainer.hub_model_id

@@ -24,7 +24,7 @@ from .errors import InputError
 
 logger = logging.get_logger(__name__)
 
-TRAIN_RESULTS = "train_results.json"
+TRAIN_RESULTS, RECIPE = "train_results.json", "recipe.yaml"
 UNFINISHED = ".unfinished"
 SETTINGS = "run_settings.json"
 _DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
@@ -88,11 +88,14 @@ def find_checkpoint(arguments: RNNSentTrainingArguments, settings: dict[str, Any
     """
     folder = Path(arguments.output_dir)
     resume = arguments.resume_from_checkpoint
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints and not any((folder / name).exists() for name in (RECIPE, TRAIN_RESULTS)):
+        _refuse_strange_files(folder)
     if arguments.overwrite_output_dir:
         if resume not in (None, "last"):
             raise InputError("give one of overwrite_output_dir, to start again, and resume_from_checkpoint, to go on.")
         try:
-            found = _last_whole(folder, list_checkpoints(folder)) if resume == "last" else None
+            found = _last_whole(folder, checkpoints) if resume == "last" else None
             check_settings(found, settings)
             return found
         except InputError:  # what is to be overwritten is another run
@@ -102,7 +105,6 @@ def find_checkpoint(arguments: RNNSentTrainingArguments, settings: dict[str, Any
             f"output_dir {arguments.output_dir!r} holds a finished run: add --overwrite_output_dir to replace it, or "
             "name another --output_dir."
         )
-    checkpoints = list_checkpoints(folder)
     if resume == "last":
         resume = _last_whole(folder, checkpoints)
         check_settings(resume, settings)
@@ -116,12 +118,18 @@ def find_checkpoint(arguments: RNNSentTrainingArguments, settings: dict[str, Any
             f"output_dir {arguments.output_dir!r} holds checkpoints of a run that did not finish: add "
             "--resume_from_checkpoint last to go on, or --overwrite_output_dir to start again."
         )
-    if folder.is_dir() and any(path.name not in (_LOCK, UNFINISHED) for path in folder.iterdir()):
-        raise InputError(
-            f"output_dir {arguments.output_dir!r} holds other files: name another --output_dir, or add "
-            "--overwrite_output_dir to write among them."
-        )
     return None
+
+
+def _refuse_strange_files(folder: Path):
+    """Nothing tells what a run would write from what somebody else has there, a README.md or pictures."""
+    strange = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strange = [name for name in strange if name not in (_LOCK, UNFINISHED)]
+    if strange:
+        raise InputError(
+            f"output_dir {str(folder)!r} holds other files than a run's, {strange[0]!r} for one: name another "
+            "--output_dir, new or empty."
+        )
 
 
 def _last_whole(folder: Path, checkpoints: list[Path]) -> str | None:
@@ -135,12 +143,14 @@ def _last_whole(folder: Path, checkpoints: list[Path]) -> str | None:
     return None
 
 
-def clear_output_dir(arguments: RNNSentTrainingArguments):
-    """Removes what an earlier run left in `output_dir`; to be called when all else has been checked."""
+def clear_output_dir(arguments: RNNSentTrainingArguments, reports: tuple[str, ...]):
+    """
+    Removes what an earlier run left in `output_dir` beside the model, which a new one replaces: its checkpoints, its
+    metrics and `reports`, names of files. To be called when all else has been checked.
+    """
     folder = Path(arguments.output_dir)
-    for pattern in ("*_results.json", "*.png", "recipe.yaml", "README.md", "trainer_state.json"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for name in (TRAIN_RESULTS, "eval_results.json", "test_results.json", RECIPE, _STATE, *reports):
+        (folder / name).unlink(missing_ok=True)
     for checkpoint in list_checkpoints(folder):
         remove_checkpoint(checkpoint)
 

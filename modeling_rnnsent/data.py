@@ -584,14 +584,15 @@ def tokenize(
         max_length (`int`, *optional*): Cut texts to learn from after so many tokens; those of `validation` and `test`
             are read in full.
         num_proc (`int`, *optional*): Processes. None: one, whose tokenizer uses every core.
-        in_pieces (`bool`, *optional*, defaults to `False`): Cut every text into pieces of `max_length` and keep all.
+        in_pieces (`bool`, *optional*, defaults to `False`): Cut every text into pieces of `max_length` and keep all but
+            single words, for language modeling.
 
     Returns:
         `DatasetDict`: columns `input_ids`, `length` and, where there are any, `labels`. Validation and test rows go by
         falling length, so that batches hold texts of about the same length; `row` is their place in the split.
 
     Raises:
-        InputError: where a number is below 1.
+        InputError: where a number is below 1, or no piece is left.
     """
 
     for name, value in (("max_length", max_length), ("preprocessing_num_workers", num_proc)):
@@ -607,6 +608,8 @@ def tokenize(
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
+        if in_pieces:  # in a word alone there is nothing to foretell
+            ids = [row for row in ids if len(row) > 1]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
 
     tokenized = {}
@@ -622,6 +625,8 @@ def tokenize(
             remove_columns="text",
             desc=f"Tokenizing {name}",
         )
+        if len(rows) == 0:
+            raise InputError(f"the {name} data holds no text of two words and more: there is nothing to foretell.")
         if "label" in rows.column_names:
             rows = rows.rename_column("label", "labels")
         if name in ("validation", "test"):

@@ -21,6 +21,8 @@ from .tokenization import HTML_TAG
 
 TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
 RELIABILITY, ROC = "reliability.png", "roc.png"
+MODEL_CARD = "README.md"
+REPORTS = (MODEL_CARD, TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC)
 # Texts shown among the most confident mistakes, and how much of each.
 MISTAKES, MISTAKE_WORDS = 5, 80
 _METRIC_TYPES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
@@ -277,7 +279,7 @@ def write_model_card(
     )
     place = repo_id or (name if Path(folder).is_absolute() or not Path(folder).name else Path(folder).as_posix())
     text = _card_text(place, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or [])
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / MODEL_CARD)
 
 
 _ALONE = (
