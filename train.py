@@ -27,7 +27,14 @@ from modeling_rnnsent import (
     RNNSentPreTrainedModel,
 )
 from modeling_rnnsent.arguments import Run, parse_run
-from modeling_rnnsent.checkpoints import RECIPE, clear_output_dir, find_checkpoint, is_finished, list_checkpoints, locked
+from modeling_rnnsent.checkpoints import (
+    RECIPE,
+    clear_output_dir,
+    find_checkpoint,
+    is_finished,
+    list_checkpoints,
+    locked,
+)
 from modeling_rnnsent.data import LabeledTexts, Labels, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.documents import DOCUMENTS
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors

