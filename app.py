@@ -11,8 +11,10 @@ import argparse
 import functools
 import json
 import os
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import gradio as gr
@@ -35,6 +37,7 @@ EXAMPLES = [
 # A page is for reading: what is longer goes through the file tab, or `rnnsent explain`.
 MOST_WORDS = 2000
 MOST_WORDS_BELOW = 40
+SECONDS_KEPT = 3600
 
 
 def find_models(given: list[str]) -> list[str]:
@@ -46,8 +49,9 @@ def find_models(given: list[str]) -> list[str]:
     """
     if given:
         return given
-    if os.environ.get("RNNSENT_MODELS"):
-        return [name.strip() for name in os.environ["RNNSENT_MODELS"].split(",") if name.strip()]
+    named = [name.strip() for name in os.environ.get("RNNSENT_MODELS", "").split(",") if name.strip()]
+    if named:
+        return named
     found = []
     for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -127,7 +131,7 @@ def classify_file(name: str, path: str | None, column: str, progress=gr.Progress
         total = sum(1 for _ in total)  # a first reading takes little beside what follows, and what is wrong is said now
         explainer = load(name)
         answers = BulkClassifier(TorchScorer(explainer.model, explainer.tokenizer))(texts)
-        output, number = Path(tempfile.mkdtemp()) / f"{Path(path).stem}-labels.csv", 0
+        output, number = new_folder() / f"{Path(path).stem}-labels.csv", 0
         with open(output, "w", encoding="utf-8", newline="") as file:
             write = result_writer(file, ".csv", explainer.config, with_text=True)
             for number, (text, row) in enumerate(zip(again, answers), start=1):
@@ -140,8 +144,18 @@ def classify_file(name: str, path: str | None, column: str, progress=gr.Progress
     return str(output), f"{number:,} texts classified."
 
 
+def new_folder() -> Path:
+    """For what is about to be downloaded; those of an hour ago and before are removed."""
+    place = Path(tempfile.gettempdir(), f"rnnsent-{os.getpid()}")
+    place.mkdir(mode=0o700, exist_ok=True)
+    for folder in place.iterdir():
+        if folder.stat().st_mtime < time.time() - SECONDS_KEPT:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=place))
+
+
 def make_page(models: list[str]) -> gr.Blocks:
-    with gr.Blocks(title="Text classification with rnnsent") as page:
+    with gr.Blocks(title="Text classification with rnnsent", delete_cache=(SECONDS_KEPT, SECONDS_KEPT)) as page:
         gr.Markdown("# What a recurrent classifier reads\nA trained model's answer, and the words that moved it.")
         model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1)
         with gr.Tab("A text"):

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
@@ -21,7 +22,10 @@ from .scoring import ONNX_FILE, OnnxScorer, TorchScorer, load_scorer
 # Shapes `(batch, time)` at which the graph is compared with the model; none is the example's that it is traced with.
 _CHECKED_SHAPES = ((1, 1), (1, 700), (2, 1), (7, 5), (40, 60))
 _EXAMPLE_SHAPE = (3, 11)
+# Of the largest logit, or of 1 where that is smaller.
 _TOLERANCE = 1e-4
+# A directory is written beside its place and renamed when the graph has been compared.
+_UNFINISHED = ".unfinished"
 
 
 def export_model(name: str, output_dir: str, quantize: bool = False) -> dict[str, float]:
@@ -53,12 +57,21 @@ def export_model(name: str, output_dir: str, quantize: bool = False) -> dict[str
             f'the model {name!r} has recurrence="output", which cannot be exported: ONNX has no layer that feeds its '
             "output back."
         )
-    exported = _trace(scorer, quantize)
-    exported.save_pretrained(folder)
-    scorer.tokenizer.save_pretrained(folder)
-    difference = max(_differences(scorer, OnnxScorer(str(folder))))
-    if not quantize and not difference < _TOLERANCE:
-        raise RuntimeError(f"the exported graph in {folder} differs from the model by {difference:.2g}.")
+    scorer.model.float()  # a graph of half precision is nothing that a CPU is faster with
+    scorer.config.dtype = torch.float32
+    unfinished = folder.resolve().with_name(folder.resolve().name + _UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        _trace(scorer, quantize).save_pretrained(unfinished)
+        scorer.tokenizer.save_pretrained(unfinished)
+        difference, largest = map(max, zip(*_differences(scorer, OnnxScorer(str(unfinished)))))
+        if not quantize and not difference < _TOLERANCE * max(1, largest):
+            raise InputError(f"{name!r} cannot be exported: the graph's logits differ by {difference:.2g}.")
+        if folder.exists():
+            folder.rmdir()  # which is empty
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.glob(f"{ONNX_FILE}*"))
     return {"megabytes": size / 1e6, "largest_difference": difference}
 
@@ -116,7 +129,8 @@ def _differences(scorer: TorchScorer, exported: OnnxScorer):
     for shape in _CHECKED_SHAPES:
         input_ids, attention_mask = _random_batch(scorer, shape, generator)
         rows = [ids[: mask.sum()] for ids, mask in zip(input_ids, attention_mask)]
-        yield float(np.abs(scorer(rows) - exported(rows)).max())
+        logits = scorer(rows)
+        yield float(np.abs(logits - exported(rows)).max()), float(np.abs(logits).max())
 
 
 class RNNSentOnnxModel(RNNSentPreTrainedModel):
@@ -168,4 +182,4 @@ def exported_pipeline(folder: str) -> TextClassificationPipeline:
     """
     scorer = OnnxScorer(folder, num_threads=torch.get_num_threads())
     with _quiet():  # the pipeline does not know the model's class by name
-        return TextClassificationPipeline(model=RNNSentOnnxModel(scorer), tokenizer=scorer.tokenizer)
+        return TextClassificationPipeline(model=RNNSentOnnxModel(scorer), tokenizer=scorer.tokenizer, device="cpu")

@@ -144,7 +144,7 @@ class RNNSentPooler(nn.Module):
         if self.pooling in ("max", "max_mean"):
             pooled.append(past[0].masked_fill(past[0] == torch.finfo(past[0].dtype).min, 0))
         if self.pooling != "max":
-            pooled.append(past[-2] / past[-1].clamp(min=1))  # a text of no tokens: 0 / 1
+            pooled.append((past[-2] / past[-1].clamp(min=1)).to(hidden_states.dtype))  # a text of no tokens: 0 / 1
         return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1), past
 
     @property
@@ -156,9 +156,16 @@ class RNNSentPooler(nn.Module):
         ]
 
     def _no_past(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        past = [hidden_states.new_zeros(hidden_states.shape[0], size) for size in self.state_sizes]
+        # Sums and counts are no half numbers: in bfloat16 256 + 1 is 256.
+        types = [torch.promote_types(hidden_states.dtype, torch.float32)] * len(self.state_sizes)
+        if self.pooling in ("max", "max_mean"):
+            types[0] = hidden_states.dtype
+        past = [
+            hidden_states.new_zeros(hidden_states.shape[0], size, dtype=dtype)
+            for size, dtype in zip(self.state_sizes, types)
+        ]
         if self.pooling != "mean":
-            past[0] = past[0] + torch.finfo(hidden_states.dtype).min  # below every state and score, but finite
+            past[0] = past[0] + torch.finfo(types[0]).min  # below every state and score, but finite
         return tuple(past)
 
     @staticmethod
@@ -170,15 +177,15 @@ class RNNSentPooler(nn.Module):
     @staticmethod
     def _read_mean(hidden_states: Tensor, mask: Tensor | None, past: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         total, count = past
-        read = hidden_states.shape[1] if mask is None else mask.sum(dim=1, keepdim=True).to(hidden_states.dtype)
-        return total + hidden_states.sum(dim=1), count + read
+        read = hidden_states.shape[1] if mask is None else mask.sum(dim=1, keepdim=True).to(count.dtype)
+        return total + hidden_states.sum(dim=1, dtype=total.dtype), count + read
 
     def _read_attention(
         self, hidden_states: Tensor, mask: Tensor | None, past: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Softmax over all that was read, taken up where it was left (Milakov & Gimelshein, 2018)."""
         past_top, weighted, weight = past
-        scores = self.context(torch.tanh(self.attention(hidden_states))).squeeze(-1)
+        scores = self.context(torch.tanh(self.attention(hidden_states))).squeeze(-1).to(weight.dtype)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         top = torch.maximum(past_top, scores.amax(dim=1, keepdim=True))
@@ -186,7 +193,7 @@ class RNNSentPooler(nn.Module):
         kept = torch.exp(past_top - top)
         return (
             top,
-            weighted * kept + (weights.unsqueeze(1) @ hidden_states).squeeze(1),
+            weighted * kept + (weights.unsqueeze(1) @ hidden_states.to(weight.dtype)).squeeze(1),
             weight * kept + weights.sum(dim=1, keepdim=True),
         )
 

@@ -6,12 +6,16 @@ output, which at the end are merged into it; what they hold when a run is stoppe
 """
 
 import csv
+import glob
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -23,6 +27,7 @@ from .errors import InputError
 from .scoring import load_scorer
 
 OUTPUT_FORMATS = (".jsonl", ".csv")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.onnx*")
 
 
 def predict_to_file(
@@ -48,14 +53,15 @@ def predict_to_file(
             regression: the value).
         text_column_name (`str`, *optional*, defaults to `"text"`): Column that holds the text.
         split (`str`, *optional*): Split of a data set. None: `"test"`.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace `output`, and start from the beginning.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace `output`, and whatever was left beside it by a run
+            that was stopped and had another input or model.
         num_threads (`int`, *optional*): CPU cores of a process. None: this machine's, shared between its processes.
 
     Returns:
         `int`: number of rows written.
 
     Raises:
-        InputError: where the model, the input, the column or the output cannot be used.
+        InputError: where the model, the input, the column or the output cannot be used, or another run is writing it.
     """
     # Without `cpu`, accelerate takes several processes of a machine without GPUs for as many single ones.
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -66,22 +72,42 @@ def predict_to_file(
         raise InputError(f"--output {output!r} exists: add --overwrite to replace it, or name another.")
     if not path.parent.is_dir():
         raise InputError(f"--output {output!r}: there is no directory {str(path.parent)!r}.")
+    if path.exists() and Path(input).exists() and path.samefile(input):
+        raise InputError(f"--output {output!r} is the input, whose texts would be lost: name another.")
     texts = stream_texts(input, text_column_name, split)
     scorer = load_scorer(model, state.device)
     cores = num_threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     part = _Part(path, state.process_index, state.num_processes)
-    with state.main_process_first():
-        part.open(_describe(model, input, split, text_column_name), overwrite)
-    try:
-        _run(BulkClassifier(scorer, cores), texts, part, state)
-    finally:
-        part.close()
-    state.wait_for_everyone()
-    number = 0
-    if state.is_main_process:
-        number = _merge(path, state.num_processes, scorer.config)
-    state.wait_for_everyone()
+    settings = _describe(model, input, split, text_column_name)
+    settings["commit"] = getattr(scorer.config, "_commit_hash", None)  # of a model on the Hub
+    with _locked(path, state.process_index):
+        with state.main_process_first():
+            part.open(settings, overwrite)
+        try:
+            _run(BulkClassifier(scorer, cores), texts, part, state)
+        finally:
+            part.close()
+        state.wait_for_everyone()
+        number = 0
+        if state.is_main_process:
+            number = _merge(path, state.num_processes, scorer.config)
+        state.wait_for_everyone()
     return number
+
+
+@contextmanager
+def _locked(output: Path, index: int) -> Iterator[None]:
+    """Keeps the files beside `output` to this run; the lock goes when the process ends, however it ends."""
+    lock = filelock.FileLock(output.with_name(f"{output.name}.lock-{index}"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(f"another run is writing --output {str(output)!r}: wait for its end.") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _run(classify: BulkClassifier, texts: Iterable[str], part: "_Part", state: PartialState):
@@ -105,14 +131,12 @@ def _cores() -> int:
 def _describe(model: str, input: str, split: str | None, column: str) -> dict:
     """What results must have in common to belong together."""
     settings = {"model": model, "input": input, "split": split, "text_column_name": column, "window": WINDOW_SIZE}
-    for name in ("model", "input"):
-        file = Path(settings[name])
-        if name == "model":
-            file = next(
-                (file / known for known in ("model.safetensors", "model.onnx") if (file / known).exists()), file
-            )
-        if file.exists():
-            settings[f"{name}_changed"] = [file.stat().st_size, file.stat().st_mtime_ns]
+    for name, folder_holds in (("model", _MODEL_FILES), ("input", ("**/*",))):
+        path = Path(settings[name])
+        files = [path] if path.is_file() else [file for kind in folder_holds for file in path.glob(kind)]
+        stats = [(str(file.relative_to(path)), file.stat()) for file in sorted(files) if file.is_file()]
+        held = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        settings[f"{name}_files"] = hashlib.sha256(held.encode()).hexdigest()
     return settings
 
 
@@ -133,16 +157,18 @@ class _Part:
 
     def open(self, settings: dict, overwrite: bool):
         """Takes up what is there, if it belongs to the same input and model, and drops what was cut off."""
-        strangers = [path for path in self.output.parent.glob(f"{self.output.name}.part-*-of-*")]
+        header = json.dumps(settings)
+        parts = list(self.output.parent.glob(f"{glob.escape(self.output.name)}.part-*-of-*"))
+        strangers = [path for path in parts if not path.name.endswith(f"-of-{self.number}")]
         if overwrite:
-            for path in strangers if self.index == 0 else ():
-                path.unlink()
-        elif any(not path.name.endswith(f"-of-{self.number}") for path in strangers):
+            for path in parts if self.index == 0 else ():
+                if path in strangers or _first_line(path) != header:
+                    path.unlink()
+        elif strangers:
             raise InputError(
                 f"{strangers[0]} holds results of a run with another number of processes: start as many again to go "
                 "on, or add --overwrite to begin anew."
             )
-        header = json.dumps(settings)
         kept = 0
         if self.path.exists():
             with open(self.path, "rb") as file:
@@ -170,6 +196,11 @@ class _Part:
 
     def close(self):
         self.file.close()
+
+
+def _first_line(path: Path) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip("\n")
 
 
 def part_path(output: Path, index: int, number: int) -> Path:

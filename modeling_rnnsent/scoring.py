@@ -117,6 +117,8 @@ def load_scorer(name: str, device: torch.device | str = "cpu") -> TorchScorer | 
                 f"{name!r} holds {config.architectures[0]}, which is no classifier ({CLASSIFIER}): train one that "
                 f"starts from it by train.py RECIPE --model_name_or_path {name}"
             )
+        if config.problem_type == "regression" and config.num_labels != 1:
+            raise InputError(f"{name!r} has {config.num_labels} values a text; one can be read.")
         model = RNNSentForSequenceClassification.from_pretrained(name).to(device)
         return TorchScorer(model, AutoTokenizer.from_pretrained(name))
 

@@ -2,11 +2,15 @@
 
 import csv
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
+import pandas
 import psutil
 import pytest
 import torch
@@ -175,6 +179,34 @@ def check_rows(path, scores):
     np.testing.assert_allclose([row["score"] for row in rows], scores.max(1), atol=1e-5)
 
 
+@contextmanager
+def started(part, *command, launcher=()):
+    """A run that has begun to write `part`; it is killed in the end, if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "-m", "modeling_rnnsent.cli", *map(str, command)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit and not (part.exists() and part.read_text().count("\n") >= 1):
+            time.sleep(0.02)
+        yield process
+    finally:
+        if process.poll() is None:
+            for child in (*psutil.Process(process.pid).children(recursive=True), process):
+                child.kill()
+        process.wait()
+
+
+def leave_one_window(part, *command, launcher=()):
+    """What a killed run leaves: the header, a window (of answers that no model gives), and a line that was cut."""
+    with started(part, *command, launcher=launcher):
+        pass
+    header = part.read_text().split("\n")[0]
+    part.write_text(header + "\n" + json.dumps([[0.25, 0.75]] * bulk_module.WINDOW_SIZE) + "\n" + "[[0.1, 0.")
+
+
 @pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--nproc_per_node", "2")], ids=["one", "two"])
 def test_file_is_classified_in_order_and_taken_up_where_it_was_stopped(corpus, tmp_path, launcher):
     folder, scores = corpus
@@ -193,28 +225,50 @@ def test_file_is_classified_in_order_and_taken_up_where_it_was_stopped(corpus, t
         and again.stderr == f"error: --output '{output}' exists: add --overwrite to replace it, or name another.\n"
     )
 
-    # What a killed run leaves: the header, a window, and a line that was cut. The window's own results are kept, as
-    # the wrong ones written here show.
-    process = subprocess.Popen(
-        [sys.executable, *launcher, "-m", "modeling_rnnsent.cli", *map(str, command), "--overwrite"],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
-    part = tmp_path / f"labels.jsonl.part-0-of-{number}"
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit and not (part.exists() and part.read_text().count("\n") >= 1):
-        time.sleep(0.02)
-    for child in (*psutil.Process(process.pid).children(recursive=True), process):
-        child.kill()
-    process.wait()
-    output.unlink()
-    header = part.read_text().split("\n")[0]
-    part.write_text(header + "\n" + json.dumps([[0.25, 0.75]] * bulk_module.WINDOW_SIZE) + "\n" + "[[0.1, 0.")
-    resumed = rnnsent(*command, launcher=launcher)
+    # The window's own results are kept, as the wrong ones written here show.
+    leave_one_window(tmp_path / f"labels.jsonl.part-0-of-{number}", *command, "--overwrite", launcher=launcher)
+    resumed = rnnsent(*command, "--overwrite", launcher=launcher)
     assert resumed.returncode == 0, resumed.stderr
     scores = scores.copy()
     scores[: bulk_module.WINDOW_SIZE] = (0.25, 0.75)
     check_rows(output, scores)
+
+
+def test_two_runs_do_not_write_one_output(corpus, tmp_path):
+    folder, scores = corpus
+    output = tmp_path / "labels.jsonl"
+    command = ["predict", folder / "model", "--input", folder / "texts.csv", "--output", output]
+    command += ["--text_column_name", "review", "--num_threads", 1]
+    with started(tmp_path / "labels.jsonl.part-0-of-1", *command) as process:
+        process.send_signal(signal.SIGSTOP)
+        second = rnnsent(*command)
+        process.send_signal(signal.SIGCONT)
+        assert second.returncode == 1 and f"another run is writing --output '{output}'" in second.stderr
+        assert process.wait() == 0
+    check_rows(output, scores)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.jsonl"]
+
+
+@pytest.mark.parametrize("changed", ["texts of a folder", "temperature"])
+def test_results_of_what_has_changed_are_not_taken_up(corpus, tmp_path, changed):
+    folder, _ = corpus
+    model, data, output = tmp_path / "model", tmp_path / "data", tmp_path / "labels[1].jsonl"
+    shutil.copytree(folder / "model", model)
+    data.mkdir()
+    texts = make_texts(40, seed=2)[3:] * 200
+    pandas.DataFrame({"text": texts}).to_csv(data / "test.csv", index=False)
+    command = ["predict", model, "--input", data, "--output", output, "--num_threads", 1]
+    leave_one_window(tmp_path / "labels[1].jsonl.part-0-of-1", *command)
+    if changed == "temperature":
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "temperature": 2.0}))
+    else:
+        texts = texts[::-1] + texts[:1]
+        pandas.DataFrame({"text": texts}).to_csv(data / "test.csv", index=False)
+    refused = rnnsent(*command)
+    assert refused.returncode == 1 and "holds results of another input or model" in refused.stderr
+    assert rnnsent(*command, "--overwrite").returncode == 0
+    check_rows(output, np.tile(expected_scores(model, texts[:37]), (201, 1))[: len(texts)])
 
 
 def test_file_errors_are_one_line(corpus, tmp_path):
@@ -235,6 +289,12 @@ def test_file_errors_are_one_line(corpus, tmp_path):
     assert "there is no such file" in fails("--input", tmp_path / "none.csv", "--output", output)
     assert "row 2: 'text' is empty (null)" in fails("--input", tmp_path / "holes.jsonl", "--output", output)
     assert "--input goes with --output" in fails("--input", folder / "texts.csv")
+    assert "--output goes with --input" in fails("a text", "--output", output)
+    assert "--split goes with --input" in fails("a text", "--split", "train")
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    same = ("--input", tmp_path / "texts.jsonl", "--output", tmp_path / "texts.jsonl", "--overwrite")
+    assert "is the input, whose texts would be lost" in fails(*same)
+    assert (tmp_path / "texts.jsonl").read_text() == '{"text": "a"}\n'
 
 
 def test_an_empty_cell_is_a_text_without_words(corpus, tmp_path):
@@ -312,6 +372,32 @@ def test_exported_directory_runs_alone_as_the_pipeline_does(tmp_path):
     assert shown.returncode == 0 and shown.stderr == "", shown.stderr
     again = rnnsent("export", tmp_path / "model", tmp_path / "onnx")
     assert again.returncode == 1 and "is not empty: name another" in again.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision_are_exported_in_full(tmp_path, dtype):
+    pytest.importorskip("onnxruntime")
+    make_model(tmp_path / "model").to(dtype).save_pretrained(tmp_path / "model")
+    assert export_model(str(tmp_path / "model"), str(tmp_path / "onnx"))["largest_difference"] < 1e-5
+    whole = RNNSentForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    rows = [np.array([3, 4, 5]), np.array([6])]
+    ours = TorchScorer(whole, TOKENIZER)(rows)
+    np.testing.assert_allclose(OnnxScorer(str(tmp_path / "onnx"))(rows), ours, atol=1e-5)
+
+
+def test_large_values_are_exported(tmp_path):
+    pytest.importorskip("onnxruntime")
+    one = {"id2label": {0: "value"}, "label2id": {"value": 0}, "problem_type": "regression"}
+    model = make_model(tmp_path / "model", **one)
+    with torch.no_grad():
+        model.classifier.out_proj.weight.mul_(1e5)
+        model.classifier.out_proj.bias.fill_(250_000)
+    model.save_pretrained(tmp_path / "model")
+    export_model(str(tmp_path / "model"), str(tmp_path / "onnx"))
+    texts = make_texts(20)
+    answers = exported_pipeline(str(tmp_path / "onnx"))(texts, function_to_apply="none")
+    values = pipeline("text-classification", model=str(tmp_path / "model"))(texts, function_to_apply="none")
+    assert [answer["score"] for answer in answers] == pytest.approx([value["score"] for value in values], rel=1e-5)
 
 
 def test_int8_export_is_close(tmp_path):

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bulk import TOKENIZER, make_model
@@ -46,6 +47,18 @@ def test_a_text_in_any_pieces_gives_what_it_gives_whole(classify, pieces):
         streams.feed({"a": piece})
     assert streams.finish("a") == expected(classify, "".join(pieces))
     assert streams.streams == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_half_precision_counts_the_words_of_long_texts(tmp_path, dtype, pooling):
+    model = make_model(tmp_path, pooling=pooling).to(dtype)
+    classify = TextClassificationPipeline(model=model, tokenizer=TOKENIZER)
+    streams, text = StreamingClassifier(model, TOKENIZER), "good film " * 300 + "bad film " * 1200
+    for start in range(0, len(text), 10):  # a word or two
+        streams.feed({"a": text[start : start + 10]})
+    whole = classify(text)[0]
+    assert streams.finish("a") == {"label": whole["label"], "score": pytest.approx(whole["score"], abs=0.01)}
 
 
 def test_many_streams_beside_each_other_and_saved_between(classify, tmp_path):
