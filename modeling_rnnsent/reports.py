@@ -23,6 +23,8 @@ TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion
 RELIABILITY, ROC = "reliability.png", "roc.png"
 MODEL_CARD = "README.md"
 REPORTS = (MODEL_CARD, TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC)
+# Beyond so many classes the confusion matrix grows no more and shows their numbers at intervals, in place of names.
+NAMED_CLASSES = 40
 # Texts shown among the most confident mistakes, and how much of each.
 MISTAKES, MISTAKE_WORDS = 5, 80
 _METRIC_TYPES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
@@ -72,15 +74,16 @@ def draw_confusion_matrix(predictions: Predictions, names: list[str], path: Path
     """Texts of each class by the class they were given, as counts and shares."""
     counts = confusion_matrix(predictions.labels, predictions.probabilities.argmax(axis=1), labels=range(len(names)))
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    size = 2.6 + 0.55 * len(names)
+    size = 2.6 + 0.55 * min(len(names), NAMED_CLASSES)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set(
-        xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="true", title="Confusion matrix"
-    )
-    axes.set_xticklabels(names, rotation=0 if max(map(len, names)) <= 6 else 45, ha="center")
-    axes.set_yticklabels(names)
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
+    if len(names) <= NAMED_CLASSES:
+        axes.set(xticks=range(len(names)), yticks=range(len(names)))
+        rotation = 0 if max(map(len, names)) <= 6 else 45
+        axes.set_xticklabels(names, rotation=rotation, ha="center", parse_math=False)
+        axes.set_yticklabels(names, parse_math=False)
     if len(names) <= 12:
         for (row, column), count in np.ndenumerate(counts):
             axes.text(
@@ -151,7 +154,7 @@ def draw_roc(predictions: Predictions, names: list[str], path: Path):
         truth = predictions.labels == index
         if 0 < truth.sum() < len(truth):
             false, true, _ = roc_curve(truth, predictions.probabilities[:, index])
-            axes.plot(false, true, label=f"{names[index]}: area {auc(false, true):.3f}")
+            axes.plot(false, true, label=f"{names[index].replace('$', chr(92) + '$')}: area {auc(false, true):.3f}")
     axes.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -39,6 +39,10 @@ logger = logging.get_logger(__name__)
 # From this many elements on, rows of an embedding are updated when they are read. Below, a dense update takes less.
 LAZY_ELEMENTS = 1 << 22
 
+# Tokens of a batch, padding included, that are evaluated at once: a text of 20,000 words, which the whole batch would
+# be padded to, took 4.5 GB otherwise.
+EVAL_TOKENS = 1 << 16
+
 # Without it, unlabelled batches that are drawn from the training texts would be the labelled ones over again.
 _OTHER_ORDER = 1 << 20
 
@@ -217,6 +221,26 @@ class RNNSentTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As `Trainer.prediction_step`, in parts whose texts are padded to their own longest where a batch is large."""
+        mask = inputs.get("attention_mask")
+        if mask is None or mask.numel() <= EVAL_TOKENS:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).tolist()
+        answers, sizes, start = [], [], 0
+        while start < len(lengths):
+            stop, longest = start + 1, max(1, lengths[start])
+            while stop < len(lengths) and (stop + 1 - start) * max(longest, lengths[stop]) <= EVAL_TOKENS:
+                longest, stop = max(longest, lengths[stop]), stop + 1
+            part = {name: value[start:stop] for name, value in inputs.items()}
+            part |= {name: part[name][:, :longest] for name in ("input_ids", "attention_mask")}
+            answers.append(super().prediction_step(model, part, prediction_loss_only, ignore_keys))
+            sizes.append(stop - start)
+            start = stop
+        losses, logits, labels = zip(*answers)
+        loss = None if losses[0] is None else sum(one * size for one, size in zip(losses, sizes)) / len(lengths)
+        return loss, *(None if part[0] is None else torch.cat(part) for part in (logits, labels))
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

@@ -24,6 +24,7 @@ from modeling_rnnsent.checkpoints import check_checkpoint, find_checkpoint
 from modeling_rnnsent.data import Labels
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.metrics import metrics_for
+from modeling_rnnsent.reports import Predictions, write_pictures
 
 
 def read(path):
@@ -130,12 +131,68 @@ def test_finished_run_is_kept_unless_told_otherwise(book_run, reviews, tmp_path)
     assert (book_run / "model.safetensors").read_bytes() == before
     copy = tmp_path / "copy"
     shutil.copytree(book_run, copy)
+    (copy / "photo.png").write_text("mine")
     train(*flags, f"--output_dir={copy}", "--overwrite_output_dir", "--num_train_epochs=1")
     assert (copy / "model.safetensors").read_bytes() != before
+    assert (copy / "photo.png").read_text() == "mine" and not (copy / "test_results.json").exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("mine")
-    with pytest.raises(InputError, match="holds other files"):
-        find_checkpoint(parse_run([*flags, f"--output_dir={tmp_path / 'notes'}"]).training)
+    for flag in ((), ("--overwrite_output_dir",)):
+        with pytest.raises(InputError, match="holds other files than a run's, 'README.md' for one"):
+            find_checkpoint(parse_run([*flags, f"--output_dir={tmp_path / 'notes'}", *flag]).training)
+
+
+def test_ngrams_are_kept_for_the_same_labels_and_fitted_for_others(reviews, tmp_path):
+    flags = ["configuration/default.yaml", f"--train_file={reviews / 'train.csv'}", *SMALL, "--max_steps=2"]
+    train(*flags, f"--output_dir={tmp_path / 'first'}")
+    scores = RNNSentForSequenceClassification.from_pretrained(tmp_path / "first").ngrams.scores
+    flags.append(f"--model_name_or_path={tmp_path / 'first'}")
+    kept = train(*flags, f"--output_dir={tmp_path / 'kept'}")
+    assert f"the n-grams of {tmp_path / 'first'} are kept" in kept.stdout
+    torch.testing.assert_close(
+        RNNSentForSequenceClassification.from_pretrained(tmp_path / "kept").ngrams.scores, scores, rtol=0, atol=0
+    )
+    frame = pandas.read_csv(reviews / "train.csv")
+    frame.assign(label=frame["label"].map({0: "ham", 1: "bacon"})).to_csv(tmp_path / "other.csv", index=False)
+    flags[1] = f"--train_file={tmp_path / 'other.csv'}"
+    fitted = train(*flags, f"--output_dir={tmp_path / 'fitted'}")
+    assert "fitting" in fitted.stdout and "are kept" not in fitted.stdout
+    assert read(tmp_path / "fitted" / "eval_results.json")["eval_accuracy"] > 0.9
+
+
+def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run, reviews, tmp_path):
+    """Batches that are read in parts, against the stock pipeline's answers to one text after the other."""
+    frame = pandas.read_csv(reviews / "test.csv")
+    frame.loc[7, "text"] = frame.loc[7, "text"] + " film" * 3000
+    frame.to_csv(tmp_path / "test.csv", index=False)
+    result = train(
+        "configuration/book.yaml",
+        f"--train_file={reviews / 'train.csv'}",
+        f"--test_file={tmp_path / 'test.csv'}",
+        f"--model_name_or_path={book_run}",
+        "--max_steps=1",
+        "--learning_rate=0",
+        "--per_device_eval_batch_size=80",
+        f"--output_dir={tmp_path / 'run'}",
+    )
+    assert "error" not in result.stderr
+    answers = pipeline("text-classification", model=str(tmp_path / "run"), top_k=None)(list(frame["text"].fillna("")))
+    scores = [{answer["label"]: answer["score"] for answer in row} for row in answers]
+    measured = read(tmp_path / "run" / "test_results.json")
+    rows = list(zip(scores, frame["label"].astype(str)))
+    assert measured["test_accuracy"] == pytest.approx(np.mean([row[label] > 0.5 for row, label in rows]))
+    assert measured["test_loss"] == pytest.approx(-np.mean([math.log(row[label]) for row, label in rows]), rel=1e-4)
+
+
+def test_pictures_of_many_classes_and_of_prices(tmp_path):
+    generator = np.random.default_rng(0)
+    for names in ([f"class {index}" for index in range(300)], ["$5_$10", "$10 {x} $"]):
+        scores = generator.dirichlet(np.ones(len(names)), 400)
+        predictions = Predictions(scores, generator.integers(0, len(names), 400), np.full(400, 9))
+        labels = Labels("single_label_classification", names)
+        assert "confusion_matrix.png" in write_pictures(tmp_path, [], predictions, labels)
+        with Image.open(tmp_path / "confusion_matrix.png") as picture:
+            assert max(picture.size) < 4000
 
 
 @pytest.mark.parametrize(
