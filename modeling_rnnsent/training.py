@@ -47,6 +47,15 @@ EVAL_TOKENS = 1 << 16
 _OTHER_ORDER = 1 << 20
 
 
+@contextmanager
+def _usable(name: str, value: Any) -> Iterator[None]:
+    """Says in one line that `transformers` cannot do what a setting asks for: a package is missing, or another one."""
+    try:
+        yield
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{name} {getattr(value, 'value', value)!r} cannot be used: {error}") from error
+
+
 class _Steering(TrainerCallback):
     """Tells the sampler its epoch, and has a run that was told to stop save itself first."""
 
@@ -158,12 +167,24 @@ class RNNSentTrainer(Trainer):
         return self.train_sampler
 
     def create_optimizer(self, model=None):
-        if self.optimizer is None and self._takes_lazy_optimizer():
-            _, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer_cls_and_kwargs = (LazyAdamW, settings)
-            optimizer = super().create_optimizer(model)
-            self._lazy_embedding = lazy_embedding(self.model.get_input_embeddings(), optimizer)
-        return super().create_optimizer(model)
+        with _usable("optim", self.args.optim):
+            if self.optimizer is None and self._takes_lazy_optimizer():
+                _, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer_cls_and_kwargs = (LazyAdamW, settings)
+                optimizer = super().create_optimizer(model)
+                self._lazy_embedding = lazy_embedding(self.model.get_input_embeddings(), optimizer)
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, *args, **kwargs):
+        with _usable("lr_scheduler_type", self.args.lr_scheduler_type):
+            return super().create_scheduler(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics, trial):
+        name, times = self.args.metric_for_best_model, ("epoch", "runtime", "per_second")
+        held = sorted(key.removeprefix("eval_") for key in metrics if not key.endswith(times))
+        if name is not None and name.removeprefix("eval_") not in held:
+            raise InputError(f"metric_for_best_model {name!r} is not what the validation split gives: {held}.")
+        return super()._determine_best_metric(metrics, trial)
 
     def _takes_lazy_optimizer(self) -> bool:
         embedding = self.model.get_input_embeddings()

@@ -263,7 +263,7 @@ def test_results_of_what_has_changed_are_not_taken_up(corpus, tmp_path, changed)
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, "temperature": 2.0}))
     else:
-        texts = texts[::-1] + texts[:1]
+        texts = [*texts[::-1], texts[-1]]
         pandas.DataFrame({"text": texts}).to_csv(data / "test.csv", index=False)
     refused = rnnsent(*command)
     assert refused.returncode == 1 and "holds results of another input or model" in refused.stderr

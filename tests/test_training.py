@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -182,6 +183,22 @@ def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run,
     rows = list(zip(scores, frame["label"].astype(str)))
     assert measured["test_accuracy"] == pytest.approx(np.mean([row[label] > 0.5 for row, label in rows]))
     assert measured["test_loss"] == pytest.approx(-np.mean([math.log(row[label]) for row, label in rows]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--metric_for_best_model=roc_auc"], "metric_for_best_model 'roc_auc' is not what the validation split gives"),
+        (["--lr_scheduler_type=cosine_with_min_lr"], "lr_scheduler_type 'cosine_with_min_lr' cannot be used: .*min_lr"),
+    ],
+)
+def test_what_turns_out_to_be_unusable_is_one_line(reviews, tmp_path, flags, message):
+    (tmp_path / "one_class.csv").write_text("text,label\na film,1\nanother,1\n")
+    data = [f"--train_file={reviews / 'train.csv'}", f"--validation_file={tmp_path / 'one_class.csv'}"]
+    flags = [*data, *SMALL, "--max_steps=2", f"--output_dir={tmp_path / 'run'}", *flags]
+    result = train("configuration/book.yaml", *flags, check=False)
+    last = result.stderr.splitlines()[-1]  # a progress bar may stand before it
+    assert result.returncode == 1 and re.search(f"error: {message}", last) and "Traceback" not in result.stderr, last
 
 
 def test_pictures_of_many_classes_and_of_prices(tmp_path):
