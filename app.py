@@ -144,14 +144,17 @@ def classify_file(name: str, path: str | None, column: str, progress=gr.Progress
     return str(output), f"{number:,} texts classified."
 
 
+@functools.cache
+def place() -> Path:
+    return Path(tempfile.mkdtemp(prefix="rnnsent-"))
+
+
 def new_folder() -> Path:
     """For what is about to be downloaded; those of an hour ago and before are removed."""
-    place = Path(tempfile.gettempdir(), f"rnnsent-{os.getpid()}")
-    place.mkdir(mode=0o700, exist_ok=True)
-    for folder in place.iterdir():
+    for folder in place().iterdir():
         if folder.stat().st_mtime < time.time() - SECONDS_KEPT:
             shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(dir=place))
+    return Path(tempfile.mkdtemp(dir=place()))
 
 
 def make_page(models: list[str]) -> gr.Blocks:

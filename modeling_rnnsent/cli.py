@@ -170,8 +170,8 @@ def predict(arguments: argparse.Namespace):
     if arguments.input is None:
         given = {"output": arguments.output, "split": arguments.split, "overwrite": arguments.overwrite}
         given["text_column_name"] = arguments.text_column_name != "text"
-        for name in (name for name, value in given.items() if value):
-            raise InputError(f"--{name} goes with --input, the file or data set to classify.")
+        if stray := [name for name, value in given.items() if value]:
+            raise InputError(f"--{stray[0]} goes with --input, the file or data set to classify.")
         return print_predictions(arguments.model, _texts(arguments), arguments.json, arguments.num_threads)
     if arguments.texts or arguments.output is None:
         raise InputError("--input goes with --output and without texts.")

@@ -127,10 +127,12 @@ def _read_header(path: str, flag: str, separator: str, quoting: int) -> list[str
 
 def _check_texts(dataset: Dataset, column: str, source: str):
     """Raises `InputError` where the texts are numbers, every one of them: another column was meant."""
-    if column in dataset.column_names and all(text is None or is_number(text) for text in dataset[column]):
-        first = next((text for text in dataset[column] if text is not None), None)
-        if first is not None:
-            raise InputError(f"{source}: the column {column!r} must hold strings, got {first} in row 1 and no text.")
+    if column not in dataset.column_names:
+        return
+    held = [(row, text) for row, text in enumerate(dataset[column], start=1) if text is not None]
+    if held and all(is_number(text) for _, text in held):
+        row, first = held[0]
+        raise InputError(f"{source}: the column {column!r} must hold strings, got {first} in row {row} and no text.")
 
 
 def _with_numbers(dataset: Dataset, column: str) -> Dataset:

@@ -78,7 +78,7 @@ def predict_to_file(
     scorer = load_scorer(model, state.device)
     cores = num_threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     part = _Part(path, state.process_index, state.num_processes)
-    settings = _describe(model, input, split, text_column_name)
+    settings = _describe(model, input, path, split, text_column_name)
     settings["commit"] = getattr(scorer.config, "_commit_hash", None)  # of a model on the Hub
     with _locked(path, state.process_index):
         with state.main_process_first():
@@ -128,13 +128,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _describe(model: str, input: str, split: str | None, column: str) -> dict:
+def _describe(model: str, input: str, output: Path, split: str | None, column: str) -> dict:
     """What results must have in common to belong together."""
     settings = {"model": model, "input": input, "split": split, "text_column_name": column, "window": WINDOW_SIZE}
     for name, folder_holds in (("model", _MODEL_FILES), ("input", ("**/*",))):
         path = Path(settings[name])
         files = [path] if path.is_file() else [file for kind in folder_holds for file in path.glob(kind)]
-        stats = [(str(file.relative_to(path)), file.stat()) for file in sorted(files) if file.is_file()]
+        files = [file for file in files if file.is_file() and not file.name.startswith(output.name)]  # nor its parts
+        stats = [(str(file.relative_to(path)), file.stat()) for file in sorted(files)]
         held = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         settings[f"{name}_files"] = hashlib.sha256(held.encode()).hexdigest()
     return settings

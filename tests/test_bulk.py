@@ -249,16 +249,22 @@ def test_two_runs_do_not_write_one_output(corpus, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["labels.jsonl"]
 
 
-@pytest.mark.parametrize("changed", ["texts of a folder", "temperature"])
-def test_results_of_what_has_changed_are_not_taken_up(corpus, tmp_path, changed):
+@pytest.mark.parametrize("changed", ["texts of a folder", "temperature", "nothing"])
+def test_results_are_taken_up_unless_something_has_changed(corpus, tmp_path, changed):
     folder, _ = corpus
-    model, data, output = tmp_path / "model", tmp_path / "data", tmp_path / "labels[1].jsonl"
+    model, data = tmp_path / "model", tmp_path / "data"
+    output = data / "labels[1].jsonl"
     shutil.copytree(folder / "model", model)
     data.mkdir()
     texts = make_texts(40, seed=2)[3:] * 200
     pandas.DataFrame({"text": texts}).to_csv(data / "test.csv", index=False)
     command = ["predict", model, "--input", data, "--output", output, "--num_threads", 1]
-    leave_one_window(tmp_path / "labels[1].jsonl.part-0-of-1", *command)
+    leave_one_window(data / "labels[1].jsonl.part-0-of-1", *command)
+    if changed == "nothing":  # the output stands among the input's files
+        assert rnnsent(*command).returncode == 0
+        taken_up = np.tile(expected_scores(model, texts[:37]), (200, 1))
+        taken_up[: bulk_module.WINDOW_SIZE] = (0.25, 0.75)
+        return check_rows(output, taken_up)
     if changed == "temperature":
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, "temperature": 2.0}))
