@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from datasets import Dataset, IterableDataset, load_dataset
 
 from .errors import InputError
@@ -129,18 +130,23 @@ def _check_texts(dataset: Dataset, column: str, source: str):
     """Raises `InputError` where the texts are numbers, every one of them: another column was meant."""
     if column not in dataset.column_names:
         return
-    held = [(row, text) for row, text in enumerate(dataset[column], start=1) if text is not None]
-    if held and all(is_number(text) for _, text in held):
-        row, first = held[0]
-        raise InputError(f"{source}: the column {column!r} must hold strings, got {first} in row {row} and no text.")
+    number = None
+    for row, text in enumerate(dataset[column], start=1):  # one at a time: a file may be larger than memory
+        if text is not None and not is_number(text):
+            return
+        if text is not None and number is None:
+            number = f"{text} in row {row}"
+    if number is not None:
+        raise InputError(f"{source}: the column {column!r} must hold strings, got {number} and no text.")
 
 
 def _with_numbers(dataset: Dataset, column: str) -> Dataset:
     """The data set with the strings of `column` as integers or floats, where they are that throughout."""
     if column not in dataset.column_names:
         return dataset
-    values = list(dataset[column])
-    held = {value for value in values if value is not None}
+    # Each string once, and a number for every row: some bytes of a row where Python's objects are fifty and more.
+    encoded = dataset.data.column(column).dictionary_encode().unify_dictionaries().combine_chunks()
+    held = encoded.dictionary.to_pylist()
     if not held or any(_LEADING_ZERO.match(value) for value in held):
         return dataset
     if all(_WHOLE.fullmatch(value) for value in held):
@@ -149,7 +155,7 @@ def _with_numbers(dataset: Dataset, column: str) -> Dataset:
         kind, feature = float, datasets.Value("float64")
     else:
         return dataset
-    numbers = [None if value is None else kind(value) for value in values]
+    numbers = pyarrow.array(map(kind, held), feature.pa_type).take(encoded.indices)
     return dataset.remove_columns(column).add_column(column, numbers, feature=feature)
 
 
