@@ -16,10 +16,12 @@ from .errors import InputError, loading
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import pad
 from .scoring import load_torch_scorer, probabilities
-from .tokenization import HTML_TAG, WordEncoder
+from .tokenization import HTML_TAG, SINGLE_CHARACTER, WordEncoder
 
 # The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
 _TAG = re.compile(HTML_TAG)
+# Ends a word before it, and is composed with nothing there: a letter or an emoji, not a mark (or digit).
+_STARTS_ANEW = re.compile(rf"(?=[^\d_])(?:{SINGLE_CHARACTER})")
 _OPEN_TAG = re.compile(r"<(?:[/!]?[A-Za-z][^<>]*|[/!]?)\Z")
 
 
@@ -28,7 +30,8 @@ class StreamingClassifier:
     Many texts read at the same time, each in pieces as they come; the answer is always that to the words so far.
 
     What comes after a text's last white space (or within an open HTML tag) waits for what follows it, since a word may
-    go on. So the answers do not depend on where the pieces were cut, and [`finish`] gives that to the whole text.
+    go on; in scripts without spaces that is the last character. So the answers do not depend on where the pieces were
+    cut, and [`finish`] gives that to the whole text.
 
     Args:
         model ([`RNNSentForSequenceClassification`]): A trained model of one direction.
@@ -195,10 +198,10 @@ class StreamingClassifier:
 
 
 def _safe_end(text: str) -> int:
-    """Up to where a text's words are sure, whatever comes after it: its last white space, tags included."""
+    """Up to where a text's words are sure, whatever comes after it: its last space, tag or single character."""
     tag = _OPEN_TAG.search(text)
     end = tag.start() if tag else len(text)
     spaced = _TAG.sub(lambda found: " " * len(found[0]), text[:end])
-    while end > 0 and not spaced[end - 1].isspace():
+    while end > 0 and not spaced[end - 1].isspace() and not _STARTS_ANEW.match(text, end):
         end -= 1
     return end

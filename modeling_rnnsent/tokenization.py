@@ -15,9 +15,27 @@ from .errors import InputError
 PAD_TOKEN, UNK_TOKEN = "<pad>", "<unk>"
 
 HTML_TAG = r"<[/!]?[A-Za-z][^<>]*>"
-# Letters make a mouth only where no word goes on: `:d` is an emoticon, the start of `a:del` is not.
-EMOTICON_NOSE = r"(?<=[:;=])-(?=[()]|[dp]\b)"
-WORD_OR_EMOTICON = r"\w+|[:;=](?:[()]|[dp]\b)"
+# Written without spaces: Thai and Lao, Burmese, Khmer, Chinese, Japanese. A run of their letters is a sentence.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+# Emoji, hearts, stars; not the colours of their skin.
+_PICTOGRAPHS = "\u2600-\u27bf\u2b50\U0001f300-\U0001f3fa\U0001f400-\U0001faff"
+_VARIATION_SELECTORS = "\ufe00-\ufe0f"  # marks by their category, and so part of `\w`
+
+
+def _rules(letter: str) -> tuple[str, str]:
+    """What an emoticon's nose is, and what a word or an emoticon, where `letter` matches a character of words."""
+    # Letters make a mouth only where no word goes on: `:d` is an emoticon, the start of `a:del` is not.
+    mouth = rf"(?:[()]|[dp](?!{letter}))"
+    return rf"(?<=[:;=])-(?={mouth})", rf"{letter}+|[:;=]{mouth}"
+
+
+EMOTICON_NOSE, WORD_OR_EMOTICON = _rules(rf"[^\W{_UNSPACED}{_VARIATION_SELECTORS}]")
+SINGLE_CHARACTER = rf"[{_PICTOGRAPHS}]|(?=[{_UNSPACED}])\w"
+TOKEN = rf"{SINGLE_CHARACTER}|{WORD_OR_EMOTICON}"
 
 
 def build_tokenizer(
@@ -26,8 +44,10 @@ def build_tokenizer(
     """
     Trains the tokenizer of chapter 15's data preparation, with emoticons left in their place in the text.
 
-    HTML tags become a space; text is lower-cased; a token is a run of word characters (`\\w+`) or an emoticon such as
-    `:)`, `;-(` or `=(`, whose nose is dropped. Ids go by falling frequency, after `<pad>` (0) and `<unk>` (1).
+    HTML tags become a space; characters are composed (NFC) and lower-cased; a token is a run of word characters
+    (`\\w+`) or an emoticon such as `:)`, `;-(` or `=(`, whose nose is dropped. Beyond the chapter, an emoji is a token,
+    and so is each character of the scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Burmese,
+    Khmer), as Chinese characters are in BERT. Ids go by falling frequency, after `<pad>` (0) and `<unk>` (1).
 
     Args:
         texts (`Iterable[str]`): The texts whose words make the vocabulary: the training split's.
@@ -73,11 +93,12 @@ def _set_word_rules(tokenizer: Tokenizer):
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(HTML_TAG), " "),
+            normalizers.NFC(),
             normalizers.Lowercase(),
             normalizers.Replace(Regex(EMOTICON_NOSE), ""),
         ]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_OR_EMOTICON), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN), behavior="removed", invert=True)
 
 
 class WordEncoder:
@@ -156,7 +177,7 @@ class _Ids(dict):
 
 
 _HTML_TAG = re.compile(HTML_TAG, re.ASCII)
-_EMOTICON_NOSE, _WORD_OR_EMOTICON = (re.compile(pattern.encode()) for pattern in (EMOTICON_NOSE, WORD_OR_EMOTICON))
+_EMOTICON_NOSE, _WORD_OR_EMOTICON = (re.compile(pattern.encode()) for pattern in _rules(r"\w"))  # those of ASCII
 _MAY_BE_EMOTICON = re.compile("[:;=]-?[()dpDP]")
 _WORD_CHARACTERS = set(string.ascii_letters + string.digits + "_")
 # Letters to small ones, what is in no word to spaces.

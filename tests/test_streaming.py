@@ -11,6 +11,7 @@ from transformers import TextClassificationPipeline
 
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.streaming import StreamingClassifier
+from modeling_rnnsent.tokenization import build_tokenizer
 
 CELLS = [
     {"cell_type": "lstm", "pooling": "last"},
@@ -19,7 +20,8 @@ CELLS = [
     {"problem_type": "multi_label_classification", "pooling": "mean"},
     {"problem_type": "regression", "num_labels": 1, "id2label": {0: "value"}, "label2id": {"value": 0}},
 ]
-PIECES = ["good ", "bad", " film", " <br />", "<a b", "ad c>", ":", "-)", "it's", "\n", "<", ">", "!", "Σ", "é ", "火"]
+PIECES = ["good ", "bad", " film", " <br />", "<a b", "ad c>", ":", "-)", "it's", "\n", "<", ">", "!", "Σ", "é "]
+PIECES += ["e", "\u0301", "火", "カ", "\u3099", "ดี", ":p", "\u2b50", "❤", "\ufe0f"]
 
 
 @pytest.fixture(scope="module", params=CELLS, ids=lambda cell: "-".join(map(str, cell.values())))
@@ -87,6 +89,17 @@ def test_the_answer_is_always_that_to_the_words_so_far(classify):
     assert streams.feed({"a": "lm <br"})["a"] == expected(classify, "a good film")
     assert streams.feed({"a": " /> great"})["a"] == expected(classify, "a good film")
     assert streams.finish("a") == expected(classify, "a good film great")
+
+
+def test_texts_without_spaces_are_answered_and_forgotten_as_they_come(tmp_path):
+    tokenizer = build_tokenizer(["很好看", "不好看"])
+    model = make_model(tmp_path)
+    streams = StreamingClassifier(model, tokenizer)
+    classify = TextClassificationPipeline(model=model, tokenizer=tokenizer, top_k=None)
+    assert streams.feed({"a": "很好看不好"})["a"] == expected(classify, "很好看不")
+    streams.feed({"a": "看" * 1000})
+    streams.save(str(tmp_path / "streams"))
+    assert (tmp_path / "streams").read_bytes().count("看".encode("unicode_escape")) == 1
 
 
 def test_a_bad_piece_changes_nothing_and_loading_beats_what_was_read(classify, tmp_path):
