@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 
 class InputError(ValueError):
@@ -39,11 +40,17 @@ def one_line_errors():
         sys.exit(128 + 13)
     except (InputError, OSError, SafetensorError, StrictDataclassError) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        _print_error(" ".join(str(cause).split()))
         sys.exit(1)
     except KeyboardInterrupt as error:
-        print(f"error: {error if str(error) else 'interrupted'}", file=sys.stderr)
+        _print_error(str(error) or "interrupted")
         sys.exit(getattr(error, "status", 128 + signal.SIGINT))
+
+
+def _print_error(message: str):
+    for bar in list(getattr(tqdm, "_instances", ())):  # what is open would have the message in its own line
+        bar.close()
+    print(f"error: {message}", file=sys.stderr)
 
 
 @contextmanager

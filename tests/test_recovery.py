@@ -97,7 +97,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, fla
     printed = "".join(process.communicate())
     assert process.returncode == 130 and "Traceback" not in printed
     last = list_checkpoints(output)[-1]
-    assert f"error: interrupted: {last} is saved" in printed and "--resume_from_checkpoint last" in printed
+    assert f"\nerror: interrupted: {last} is saved" in printed and "--resume_from_checkpoint last" in printed
     check_checkpoint(last)
     if strategy == "random":
         assert "add --resume_from_checkpoint last to go on" in fails(*flags, f"--output_dir={output}")
