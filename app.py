@@ -17,7 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 import pandas
 
@@ -28,6 +27,11 @@ from modeling_rnnsent.explaining import Explainer, Explanation
 from modeling_rnnsent.predicting import result_writer
 from modeling_rnnsent.scoring import CLASSIFIER, ONNX_FILE, TorchScorer
 from modeling_rnnsent.showing import strengths
+
+try:
+    import gradio as gr
+except ModuleNotFoundError:
+    sys.exit('error: the page needs Gradio: pip install -c constraints.txt ".[app]"')
 
 EXAMPLES = [
     "A dull film with a great ending.",
@@ -75,7 +79,7 @@ def load(name: str) -> Explainer:
 
 
 def classify(name: str, text: str):
-    """Label and probabilities, coloured words, and the answer after every word."""
+    """Label and probabilities, coloured words, and what else is known of the answer."""
     try:
         if not text.strip():
             raise InputError("Write or paste a text first.")
@@ -90,7 +94,7 @@ def classify(name: str, text: str):
         raise gr.Error(str(error), print_exception=False) from error
     if explanation.unit == "value":
         scores = f"{explanation.score:.4f}"
-    return scores, coloured(explanation), plot(explanation)
+    return scores, coloured(explanation), explanation
 
 
 def plot(explanation: Explanation) -> gr.LinePlot:
@@ -110,6 +114,8 @@ def plot(explanation: Explanation) -> gr.LinePlot:
         y_lim=[0, 1] if explanation.unit == "probability" else None,
         tooltip=["read so far"],
         title=f"{explanation.unit.capitalize()} of “{explanation.label}” after every word",
+        label="As it is read",
+        elem_id="reading",
     )
 
 
@@ -168,10 +174,12 @@ def make_page(models: list[str]) -> gr.Blocks:
             words = gr.HighlightedText(
                 label="Words that speak for the answer (red) and against it (violet)", elem_id="words"
             )
-            reading = gr.LinePlot(x="word", y="probability", y_lim=[0, 1], label="As it is read", elem_id="reading")
+            explanation = gr.State()
+            # Made anew for every answer: one that is there takes another title or scale, but keeps the words it had.
+            gr.render(inputs=explanation)(lambda known: known and plot(known))
             examples = gr.Examples(EXAMPLES, text)
             for event in (button.click, text.submit, examples.load_input_event.then):
-                event(classify, [model, text], [label, words, reading], api_name="classify")
+                event(classify, [model, text], [label, words, explanation], api_name="classify")
         with gr.Tab("A file"):
             gr.Markdown(".txt (one text a line), .csv, .tsv, .json, .jsonl or .parquet")
             file = gr.File(

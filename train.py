@@ -8,7 +8,7 @@ Trains a recurrent text classifier from a recipe:
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import psutil
 import torch
 import transformers
 import yaml
-from transformers import AutoTokenizer, EarlyStoppingCallback, pipeline, set_seed
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback, pipeline, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from modeling_rnnsent import (
     RNNSentConfig,
@@ -49,7 +50,7 @@ from modeling_rnnsent.launching import (
 from modeling_rnnsent.metrics import fit_temperature, metrics_for
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.padding import PaddingCollator
-from modeling_rnnsent.publishing import publish_run
+from modeling_rnnsent.publishing import check_access, publish_run
 from modeling_rnnsent.reports import (
     REPORTS,
     Predictions,
@@ -61,7 +62,7 @@ from modeling_rnnsent.reports import (
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
-from modeling_rnnsent.training import RNNSentTrainer, choose_metric
+from modeling_rnnsent.training import RNNSentTrainer, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 
 EXAMPLES = (
@@ -84,9 +85,10 @@ def start(run: Run):
     warn_of_missing_processes(arguments)
     if is_finished(arguments) and is_left_alone(run):
         return
-    lock = locked(arguments.output_dir) if arguments.should_save else nullcontext()
     try:
-        with stop_request.heeded(is_patient=False), lock:
+        with stop_request.heeded(is_patient=False), ExitStack() as stack:
+            # Of all processes where one cannot have it.
+            from_main_process(lambda: stack.enter_context(locked(arguments.output_dir)) and None)
             train(run)
     except Interrupted:
         raise
@@ -128,6 +130,7 @@ def is_same(run: Run) -> bool:
 def train(run: Run):
     arguments = run.training
     checkpoint = find_checkpoint(arguments, run.settings(None))
+    check_settings_of(run)
     if checkpoint is None:
         check_start(run)
     with arguments.main_process_first(desc="reading the data"):
@@ -135,6 +138,13 @@ def train(run: Run):
             texts = load_texts(run.data)
         else:
             texts = load_labeled_texts(run.data, run.model.problem_type)
+    if (
+        arguments.label_smoothing_factor
+        and getattr(texts.labels, "problem_type", None) != "single_label_classification"
+    ):
+        raise InputError(
+            f"label_smoothing_factor must be 0 but for one class a text, got {arguments.label_smoothing_factor}."
+        )
     tokenizer = load_tokenizer(run, texts)
     parts = choose_texts(run, texts, tokenizer)
     with arguments.main_process_first(desc="tokenizing"):
@@ -158,6 +168,8 @@ def train(run: Run):
         settings["metric_for_best_model"] = arguments.metric_for_best_model
     if arguments.should_log:
         print(describe(model, splits), flush=True)
+        if texts.labels is not None and model.config.ngram_order:
+            print("until the end, metrics are of the recurrent layers alone; the n-grams join them then", flush=True)
 
     trainer = RNNSentTrainer(
         model=model,
@@ -169,10 +181,8 @@ def train(run: Run):
         processing_class=tokenizer,
         data_collator=PaddingCollator(tokenizer.pad_token_id, labels_are_ids=texts.labels is None),
         compute_metrics=None if texts.labels is None else metrics_for(texts.labels),
-        callbacks=stopping(arguments),
+        callbacks=[*stopping(arguments), *([ClearOutputDir()] if checkpoint is None else [])],
     )
-    if arguments.overwrite_output_dir and arguments.should_save and checkpoint is None:
-        clear_output_dir(arguments, REPORTS)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if texts.labels is not None:
         settings |= calibrate(trainer, run, texts.labels.problem_type)
@@ -203,6 +213,31 @@ def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
             training.teacher_name_or_path, texts.splits, unlabeled, texts.labels, tokenizer, training.seed
         )
     return datasets.DatasetDict(parts)
+
+
+class ClearOutputDir(TrainerCallback):
+    """Removes the run that is to be overwritten when nothing keeps the new one from its first step."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.overwrite_output_dir and args.should_save:
+            clear_output_dir(args, REPORTS)
+
+
+def check_settings_of(run: Run):
+    """Says now what `Trainer` would find out when the data is read and the n-grams are fitted."""
+    training, model = run.training, run.model
+    if training.gradient_checkpointing or training.use_liger_kernel:
+        name = "gradient_checkpointing" if training.gradient_checkpointing else "use_liger_kernel"
+        raise InputError(f"{name} is for transformers' own layers, not for recurrent ones: leave it out.")
+    if training.neftune_noise_alpha is not None and model.input_encoding == "one_hot":
+        raise InputError("neftune_noise_alpha is for an embedding, which input_encoding 'one_hot' has not.")
+    if training.fsdp and training.world_size == 1:
+        raise InputError("fsdp is for several processes, this run has one.")
+    with usable("report_to", training.report_to):
+        for callback in get_reporting_integration_callbacks(training.report_to):
+            callback()
+    if training.push_to_hub:
+        from_main_process(lambda: check_access(training))
 
 
 def check_start(run: Run):
@@ -386,15 +421,17 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
             trainer.log_metrics(prefix, metrics)
             trainer.save_metrics(prefix, {**metrics, f"{prefix}_samples": len(splits[split])}, combined=False)
             results[split] = {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}
+    if trainer.is_world_process_zero():
+        recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
+        # Before the model: wherever a run ends, its directory is known as one.
+        (folder / RECIPE).write_text(written_by + recipe, encoding="utf-8")
     trainer.save_final_model()
     if trainer.is_world_process_zero():
         pictures = write_pictures(folder, trainer.state.log_history, predictions, texts.labels)
         mistakes = []
         if texts.labels is not None and texts.labels.problem_type == "single_label_classification":
             mistakes = find_and_show_mistakes(trainer, texts, splits, predictions)
-        recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
-        (folder / RECIPE).write_text(written_by + recipe, encoding="utf-8")
         sizes = {name: len(rows) for name, rows in splits.items()}
         write_model_card(
             folder, trainer.model, settings, recipe, results, sizes, pictures, mistakes, trainer.hub_model_id
@@ -431,6 +468,11 @@ def find_and_show_mistakes(trainer: RNNSentTrainer, texts: LabeledTexts, splits,
 def show_examples(trainer: RNNSentTrainer):
     classify = pipeline("text-classification", model=trainer.model, tokenizer=trainer.processing_class)
     print("Three examples:")
+    if trainer.model.config.problem_type == "multi_label_classification":
+        for text, answers in zip(EXAMPLES, classify(list(EXAMPLES), top_k=None)):
+            found = [f"{answer['label']} {answer['score']:.3f}" for answer in answers if answer["score"] >= 0.5]
+            print(f"  {', '.join(found) or '(no label)'}  {text}")
+        return
     for text, answer in zip(EXAMPLES, classify(list(EXAMPLES))):
         print(f"  {answer['label']}  {answer['score']:.3f}  {text}")
 

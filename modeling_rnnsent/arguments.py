@@ -385,7 +385,7 @@ def parse_run(argv: list[str] | None = None) -> Run:
         model, data, training, rest = parser.parse_args_into_dataclasses(
             args=_as_flags(recipe) + argv, return_remaining_strings=True, look_for_args_file=False
         )
-    except (ValueError, argparse.ArgumentError) as error:  # TrainingArguments checks what goes together
+    except (ValueError, ImportError, argparse.ArgumentError) as error:  # TrainingArguments checks what goes together
         raise InputError(str(error)) from error
     if rest:
         raise InputError(f"cannot read {rest[0]!r}: a flag starts with -- and a recipe stands first.")

@@ -145,11 +145,12 @@ def _last_whole(folder: Path, checkpoints: list[Path]) -> str | None:
 
 def clear_output_dir(arguments: RNNSentTrainingArguments, reports: tuple[str, ...]):
     """
-    Removes what an earlier run left in `output_dir` beside the model, which a new one replaces: its checkpoints, its
-    metrics and `reports`, names of files. To be called when all else has been checked.
+    Removes what an earlier run left in `output_dir` beside the model and its recipe, which new ones replace: its
+    checkpoints, its metrics and `reports`, names of files. The recipe tells, if nothing comes of the new run, that the
+    directory is a run's. To be called when all else has been checked.
     """
     folder = Path(arguments.output_dir)
-    for name in (TRAIN_RESULTS, "eval_results.json", "test_results.json", RECIPE, _STATE, *reports):
+    for name in (TRAIN_RESULTS, "eval_results.json", "test_results.json", _STATE, *reports):
         (folder / name).unlink(missing_ok=True)
     for checkpoint in list_checkpoints(folder):
         remove_checkpoint(checkpoint)

@@ -158,12 +158,22 @@ def process_group() -> Iterator[None]:
 
 
 def from_main_process(compute: Callable[[], T]) -> T:
-    """What `compute` returns in the main process, which alone runs it, for every process. It must be picklable."""
+    """
+    What `compute` returns in the main process, which alone runs it, for every process. It must be picklable. An error
+    that the input explains is raised in every process, so that none waits for the others.
+    """
     if not distributed.is_available() or not distributed.is_initialized():
         return compute()
     # The processes' own connection gives up after half an hour on a CPU, whatever `ddp_timeout` says.
     group = distributed.new_group(timeout=_PATIENCE, backend="gloo")
-    result = [compute() if distributed.get_rank() == 0 else None]
+    result = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            result[0] = compute()
+        except (InputError, OSError) as error:
+            result[1] = InputError(str(error))
     distributed.broadcast_object_list(result, src=0, group=group)
     distributed.destroy_process_group(group)
+    if result[1] is not None:
+        raise result[1]
     return result[0]

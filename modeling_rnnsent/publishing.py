@@ -12,6 +12,9 @@ from .errors import InputError
 
 # Of the library that the client sends requests by, which is httpx or its successor.
 HTTPError = HfHubHTTPError.__bases__[0]
+NOTHING_TRAINED = (
+    "Nothing has been trained yet. Without --push_to_hub it will be, and with it the same command then uploads it."
+)
 # Checkpoints, the lock and the like are the run's own.
 IGNORED = ["checkpoint-*", "_*", ".*"]
 
@@ -42,7 +45,8 @@ def publish(
         InputError: where the Hub does not take it; the directory is as it was.
     """
     repo_id = repo_id or Path(folder).resolve().name
-    with hub_errors(repo_id, folder):
+    left = f"Nothing is lost: what {folder} holds stays, and the same command uploads it."
+    with hub_errors(repo_id, left):
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return api.upload_folder(
@@ -52,6 +56,12 @@ def publish(
             revision=revision,
             ignore_patterns=IGNORED,
         )
+
+
+def check_access(arguments: RNNSentTrainingArguments):
+    """Raises `InputError` where the Hub cannot be reached, or not with the run's token: before hours of training."""
+    with hub_errors(arguments.hub_model_id or Path(arguments.output_dir).resolve().name, NOTHING_TRAINED):
+        HfApi(token=arguments.hub_token).whoami()
 
 
 def publish_run(arguments: RNNSentTrainingArguments, commit_message: str = "End of training"):
@@ -67,12 +77,12 @@ def publish_run(arguments: RNNSentTrainingArguments, commit_message: str = "End 
 
 
 @contextmanager
-def hub_errors(repo_id: str, folder: str) -> Iterator[None]:
-    """Says in one line why the Hub did not take what was sent."""
+def hub_errors(repo_id: str, left: str) -> Iterator[None]:
+    """Says in one line why the Hub did not take what was sent, and what is `left`."""
     try:
         yield
     except LocalTokenNotFoundError:
-        raise _refused(repo_id, folder, "there is no token: log in with `hf auth login`, or give --hub_token") from None
+        raise _refused(repo_id, left, "there is no token: log in with `hf auth login`, or give --hub_token") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         reason = {
@@ -83,17 +93,14 @@ def hub_errors(repo_id: str, folder: str) -> Iterator[None]:
             429: "the Hub asks to wait: too many requests",
         }.get(status, f"the Hub's answer is {status}")
         said = f" ({error.server_message})" if error.server_message else ""
-        raise _refused(repo_id, folder, reason + said) from error
+        raise _refused(repo_id, left, reason + said) from error
     except (HTTPError, ConnectionError, TimeoutError) as error:
-        raise _refused(repo_id, folder, f"the connection failed ({error or type(error).__name__})") from error
+        raise _refused(repo_id, left, f"the connection failed ({error or type(error).__name__})") from error
     except ValueError as error:  # a name that no repository can have, or an answer that no Hub gives
-        raise _refused(repo_id, folder, str(error)) from error
+        raise _refused(repo_id, left, str(error)) from error
     except RuntimeError as error:  # how a failed upload of a large file ends
-        raise _refused(repo_id, folder, f"the upload failed ({error.__cause__ or error})") from error
+        raise _refused(repo_id, left, f"the upload failed ({error.__cause__ or error})") from error
 
 
-def _refused(repo_id: str, folder: str, reason: str) -> InputError:
-    return InputError(
-        f"cannot upload to {repo_id!r}: {reason}. Nothing is lost: what {folder} holds stays, and the same command "
-        "uploads it."
-    )
+def _refused(repo_id: str, left: str, reason: str) -> InputError:
+    return InputError(f"cannot upload to {repo_id!r}: {reason}. {left}")

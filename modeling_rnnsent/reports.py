@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sklearn.metrics import auc, confusion_matrix, roc_curve
 
@@ -98,6 +100,14 @@ def draw_confusion_matrix(predictions: Predictions, names: list[str], path: Path
     figure.savefig(path, dpi=120)
 
 
+def wilson_interval(share: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of shares of `number` texts (Wilson, 1927): within 0 and 1, and never empty."""
+    z = 1.96
+    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    margin = z / (1 + z**2 / number) * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    return np.minimum(middle - margin, share), np.maximum(middle + margin, share)
+
+
 def draw_accuracy_by_length(predictions: Predictions, path: Path):
     """Accuracy of eight groups of texts of about equal number, from short to long, with its 95 % interval."""
     right = predictions.probabilities.argmax(axis=1) == predictions.labels
@@ -105,10 +115,10 @@ def draw_accuracy_by_length(predictions: Predictions, path: Path):
     groups = [group for group in np.array_split(order, 8) if len(group)]
     accuracy = np.array([right[group].mean() for group in groups])
     middle = [np.median(predictions.lengths[group]) for group in groups]
-    margin = 1.96 * np.sqrt(accuracy * (1 - accuracy) / [len(group) for group in groups])
+    low, high = wilson_interval(accuracy, np.array([len(group) for group in groups]))
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.errorbar(middle, accuracy, yerr=margin, fmt="o-", capsize=3)
+    axes.errorbar(middle, accuracy, yerr=(accuracy - low, high - accuracy), fmt="o-", capsize=3)
     axes.axhline(right.mean(), color="gray", linestyle=":", label=f"all texts: {right.mean():.1%}")
     axes.set(title="Accuracy against length", xlabel="tokens in the text (median of the group)", ylabel="accuracy")
     if min(middle) > 0 and max(middle) > 8 * min(middle):
@@ -203,6 +213,35 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", re.sub(r"\s+", " ", re.sub(HTML_TAG, " ", text))).replace("<", "&lt;")
 
 
+def drawable(names: list[str]) -> tuple[list[str], list[str]]:
+    """
+    Fonts that have the letters of names, the usual one first; and the names, with `class N` for what no font shows.
+
+    Args:
+        names (`list[str]`): Classes.
+    """
+    usual, fonts = font_manager.findfont("DejaVu Sans"), ["DejaVu Sans"]
+    missing = {letter for name in names for letter in name} - _letters(usual)
+    if not missing:
+        return fonts, names
+    for path in sorted(font_manager.findSystemFonts()):
+        try:
+            found = _letters(path) & missing
+            family = font_manager.FontProperties(fname=path).get_name()
+            if found and font_manager.findfont(family, fallback_to_default=False) == path:
+                fonts.append(family)
+                missing -= found
+        except (OSError, RuntimeError, ValueError):  # a file that is no font, or none that can be had by its name
+            continue
+        if not missing:
+            break
+    return fonts, [f"class {index}" if missing & set(name) else name for index, name in enumerate(names)]
+
+
+def _letters(path: str) -> set[str]:
+    return set(map(chr, FT2Font(path).get_charmap()))
+
+
 def write_pictures(
     folder: Path, log_history: list[dict[str, Any]], predictions: Predictions | None, labels: Labels | None
 ) -> dict[str, str]:
@@ -212,10 +251,12 @@ def write_pictures(
         return {TRAINING_CURVES: "Loss over training"}
     pictures = {TRAINING_CURVES: "Loss and accuracy over training"}
     if labels.problem_type == "single_label_classification":
-        draw_confusion_matrix(predictions, labels.names, folder / CONFUSION_MATRIX)
+        fonts, names = drawable(labels.names)
+        with rc_context({"font.family": fonts}):
+            draw_confusion_matrix(predictions, names, folder / CONFUSION_MATRIX)
+            draw_roc(predictions, names, folder / ROC)
         draw_accuracy_by_length(predictions, folder / BY_LENGTH)
         draw_reliability(predictions, folder / RELIABILITY)
-        draw_roc(predictions, labels.names, folder / ROC)
         pictures |= {
             CONFUSION_MATRIX: "Confusion matrix",
             RELIABILITY: "Reliability diagram",

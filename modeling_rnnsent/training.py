@@ -31,7 +31,7 @@ from .launching import stop_request
 from .metrics import mean_loss
 from .objectives import Objectives, unlabeled_batches, watched
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
-from .publishing import hub_errors, publish_run
+from .publishing import NOTHING_TRAINED, hub_errors, publish_run
 from .sampling import EpochSampler
 
 logger = logging.get_logger(__name__)
@@ -48,7 +48,7 @@ _OTHER_ORDER = 1 << 20
 
 
 @contextmanager
-def _usable(name: str, value: Any) -> Iterator[None]:
+def usable(name: str, value: Any) -> Iterator[None]:
     """Says in one line that `transformers` cannot do what a setting asks for: a package is missing, or another one."""
     try:
         yield
@@ -167,7 +167,7 @@ class RNNSentTrainer(Trainer):
         return self.train_sampler
 
     def create_optimizer(self, model=None):
-        with _usable("optim", self.args.optim):
+        with usable("optim", self.args.optim):
             if self.optimizer is None and self._takes_lazy_optimizer():
                 _, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 self.optimizer_cls_and_kwargs = (LazyAdamW, settings)
@@ -176,7 +176,7 @@ class RNNSentTrainer(Trainer):
             return super().create_optimizer(model)
 
     def create_scheduler(self, *args, **kwargs):
-        with _usable("lr_scheduler_type", self.args.lr_scheduler_type):
+        with usable("lr_scheduler_type", self.args.lr_scheduler_type):
             return super().create_scheduler(*args, **kwargs)
 
     def _determine_best_metric(self, metrics, trial):
@@ -382,7 +382,7 @@ class RNNSentTrainer(Trainer):
             raise OSError(f"could not save {folder}: {'the disk is full' if full else error}; {left}") from error
 
     def init_hf_repo(self, *args, **kwargs):
-        with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).resolve().name, self.args.output_dir):
+        with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).resolve().name, NOTHING_TRAINED):
             super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs):

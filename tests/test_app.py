@@ -94,6 +94,19 @@ def test_typing_gives_the_models_answer_words_and_a_plot(page, book_run):
     page.locator("#words").get_by_text("ending").wait_for()
 
 
+def test_the_plot_is_of_the_text_whose_answer_it_shows(page, book_run):
+    classify = pipeline("text-classification", model=str(book_run), trust_remote_code=True)
+    texts = ["a wonderful story", "dull boring awful waste", "great great film", "the worst plot"]
+    answers = [classify(text)[0]["label"] for text in texts]
+    assert len(set(answers)) == 2
+    for text, label in zip(texts, answers):
+        page.fill("#text textarea", text)
+        page.click("#classify")
+        page.locator("#reading").get_by_text(f"“{label}”").wait_for()
+        for number, word in enumerate(text.split(), start=1):
+            page.locator("#reading").get_by_text(f"{number} {word}", exact=True).wait_for()
+
+
 def test_keyboard_alone_is_enough_and_there_is_a_choice_of_models(page):
     page.focus("#text textarea")
     page.keyboard.type(TEXT)
