@@ -121,7 +121,12 @@ def pushing(reviews, tmp_path):
 def test_what_the_hub_refuses_is_said_before_the_training(token, repo_id, reason, hub, pushing):
     output, flags = pushing
     line = fails(*flags, f"--hub_model_id={repo_id}", HF_TOKEN=token, HF_HUB_OFFLINE="0")
-    assert reason in line and repr(repo_id).strip("'") in line and not output.exists()
+    assert (
+        reason in line
+        and "Nothing has been trained yet" in line
+        and repr(repo_id).strip("'") in line
+        and not output.exists()
+    )
 
 
 def test_connection_that_drops_loses_nothing_and_the_same_command_uploads(reviews, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -234,6 +235,18 @@ def test_other_settings_do_not_go_on_from_a_checkpoint_unless_it_is_overwritten(
     result = train(*flags, f"--output_dir={output}", "--overwrite_output_dir", RESUME)
     same(output, undisturbed[0])
     assert "holds no checkpoint" not in result.stderr
+
+
+def test_overwriting_run_that_is_killed_at_once_leaves_the_model_and_can_be_begun_again(flags, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed[0], output)
+    process = start(*flags, f"--output_dir={output}", "--overwrite_output_dir")
+    until(lambda: not (output / "train_results.json").exists(), process)
+    process.kill()
+    process.communicate()
+    assert (output / "model.safetensors").read_bytes() == (undisturbed[0] / "model.safetensors").read_bytes()
+    train(*flags, f"--output_dir={output}", "--overwrite_output_dir")
+    same(output, undisturbed[0])
 
 
 def test_early_stopping_counts_on_after_a_stop(flags, tmp_path):

@@ -189,6 +189,12 @@ def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run,
     ("flags", "message"),
     [
         (["--metric_for_best_model=roc_auc"], "metric_for_best_model 'roc_auc' is not what the validation split gives"),
+        (["--gradient_checkpointing=true"], "gradient_checkpointing is for transformers' own layers"),
+        (["--neftune_noise_alpha=5", "--input_encoding=one_hot"], "neftune_noise_alpha is for an embedding"),
+        (["--report_to=nothing"], "report_to .*nothing is not supported"),
+        (["--fsdp=full_shard"], "fsdp is for several processes"),
+        (["--deepspeed=nothere.json"], ".*deepspeed"),
+        (["--task=language-modeling", "--label_smoothing_factor=0.1"], "label_smoothing_factor must be 0 but for"),
         (["--lr_scheduler_type=cosine_with_min_lr"], "lr_scheduler_type 'cosine_with_min_lr' cannot be used: .*min_lr"),
     ],
 )
