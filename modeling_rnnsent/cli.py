@@ -6,12 +6,14 @@ is no command line of this program, 130 that it was interrupted, 141 that the re
 """
 
 import argparse
+import difflib
 import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 from .errors import InputError, one_line_errors
 
@@ -24,16 +26,28 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
         prog="rnnsent", description="Recurrent text classification.", epilog="rnnsent COMMAND --help shows an example."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for add in (_add_predict, _add_explain, _add_evaluate, _add_compare, _add_export, _add_tune):
         add(commands)
     arguments, flags = parser.parse_known_args(argv)
     _take_words_after_options(arguments, flags)
     if flags and arguments.run is not tune:
-        commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(flags)}")
+        command = commands.choices[arguments.command]
+        wrong = [flag for flag in flags if flag.startswith("-")] or flags
+        nearest = difflib.get_close_matches(wrong[0], command._option_string_actions, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        command.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     arguments.flags = flags  # of train.py
     with one_line_errors():
         arguments.run(arguments)
+
+
+def _version() -> str:
+    try:
+        return version("rnnsent")
+    except PackageNotFoundError:  # read from a checkout that is not installed
+        return "(not installed)"
 
 
 def _take_words_after_options(arguments: argparse.Namespace, rest: list[str]):

@@ -170,8 +170,8 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
     """The splits as they come, by their standard names; `unlabeled` among them where one is asked for."""
     if (arguments.dataset_name is None) == (arguments.train_file is None):
         raise InputError(
-            "name the data by exactly one of dataset_name and train_file (a flag that names data replaces all of the "
-            "recipe's data)."
+            "name the data by exactly one of dataset_name and train_file, or give a recipe that does, first of all: "
+            "train.py configuration/default.yaml (a flag that names data replaces all of the recipe's data)."
         )
     if arguments.train_file is not None:
         for name in ("dataset_config_name", "unlabeled_split"):

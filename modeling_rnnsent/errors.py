@@ -59,6 +59,8 @@ def loading(what: str, name: str):
     is_there, parts = Path(name).exists(), Path(name).parts
     if not is_there and (name.startswith((".", "/", "~")) or len(parts) > 2 or parts[:1] == ("runs",)):
         raise InputError(f"cannot load the {what} {name!r}: there is no such directory.")
+    if Path(name).is_dir() and what == "model" and not Path(name, "config.json").is_file():
+        raise InputError(f"cannot load the {what} {name!r}: there is no config.json in that directory.")
     try:
         yield
     except InputError:

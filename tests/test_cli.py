@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+from importlib.metadata import version
 
 import numpy as np
 import pandas
@@ -40,10 +41,13 @@ def test_texts_may_stand_before_and_after_options(book_run):
     ]
     assert printed[0].count("\n") == 2 and len(set(printed)) == 1
     result = run(RNNSENT, "predict", book_run, "good", "--jsn", "dull", check=False)
-    assert result.returncode == 2 and "unrecognized arguments: --jsn" in result.stderr
+    assert result.returncode == 2 and "unrecognized arguments: --jsn (did you mean --json?)" in result.stderr
+    assert run(RNNSENT, "--version").stdout.split() == ["rnnsent", version("rnnsent")]
 
 
 def test_what_is_no_classifier_is_named(tmp_path):
+    result = run(RNNSENT, "predict", tmp_path, "good", check=False)
+    assert result.returncode == 1 and "there is no config.json in that directory" in result.stderr
     make(RNNSentForCausalLM).save_pretrained(tmp_path)
     for command in ("predict", "explain"):
         result = run(RNNSENT, command, tmp_path, "good", check=False)

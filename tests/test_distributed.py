@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, pipeline
 
 from modeling_rnnsent import RNNSentForCausalLM, RNNSentForSequenceClassification
-from modeling_rnnsent.checkpoints import check_checkpoint, list_checkpoints
+from modeling_rnnsent.checkpoints import check_checkpoint, list_checkpoints, locked
 from modeling_rnnsent.sampling import EpochSampler
 
 
@@ -39,14 +39,14 @@ def torchrun(*flags) -> list[str]:
     return [*command, f"--master_port={free_port()}", "train.py", *map(str, flags)]
 
 
-def train_in_two(*flags) -> str:
-    """Runs `train.py` in two processes that are told of each other as `torchrun` does; what they printed."""
+def train_in_two(*flags, status: int = 0) -> str:
+    """Runs `train.py` in two processes, told of each other as `torchrun` does; what they print, or their errors."""
     known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = ["train.py", *map(str, flags)]
     processes = [Prepared(command, ROOT, RANK=rank, LOCAL_RANK=rank, **known) for rank in ("0", "1")]
     printed = [process.communicate(TIMEOUT) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    return "".join(output for output, _ in printed)
+    assert [process.returncode for process in processes] == [status, status], printed
+    return "".join(error if status else output for output, error in printed)
 
 
 def accelerate_launch(*flags) -> list[str]:
@@ -98,6 +98,15 @@ def test_two_processes_report_what_one_finds(odd, tmp_path):
         assert one.keys() - {"epoch"} == two.keys() - {"epoch"}
         for key in one.keys() - {"epoch"}:
             assert one[key] == pytest.approx(two[key], abs=1e-6), key
+
+
+def test_what_one_process_cannot_do_is_an_error_of_both(odd, tmp_path):
+    flags = ["configuration/default.yaml", *odd[1], *SMALL, f"--output_dir={tmp_path / 'run'}"]
+    errors = train_in_two(*flags, f"--teacher_name_or_path={tmp_path / 'nothing'}", status=1)
+    assert errors.count("error: the teacher cannot load") == 2 and "Traceback" not in errors, errors
+    with locked(str(tmp_path / "run")):
+        errors = train_in_two(*flags, status=1)
+    assert errors.count("error: another run is writing into output_dir") == 2 and "Traceback" not in errors, errors
 
 
 def read_config(folder):
