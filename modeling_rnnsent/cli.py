@@ -377,7 +377,8 @@ def tune(arguments: argparse.Namespace):
     if arguments.json:
         print(json.dumps(best))
         return
-    print(f"{best['trainings']} trainings, the best with {best['metric']} {best['value']:.4f} on validation:")
+    without = " (of the recurrent layers; the n-grams join when the recipe is trained)" if best["ngrams"] else ""
+    print(f"{best['trainings']} trainings, the best with {best['metric']} {best['value']:.4f} on validation{without}:")
     for name, value in best["settings"].items():
         print(f"  {name}: {value:.6g}" if isinstance(value, float) else f"  {name}: {value}")
     print(f"To train it: accelerate launch train.py {best['recipe']}")

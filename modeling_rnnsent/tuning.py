@@ -68,8 +68,8 @@ def tune_recipe(
         flags (`list[str]`, *optional*): Flags of `train.py`, which beat the recipe and are not searched for.
 
     Returns:
-        `dict[str, Any]`: the number of `trainings` in all, the `metric` and its best `value`, the best `settings` by
-        name, and the `recipe` written.
+        `dict[str, Any]`: the number of `trainings` in all, the `metric` and its best `value`, whether the recipe has
+        `ngrams` that this is without, the best `settings` by name, and the `recipe` written.
 
     Raises:
         InputError: where the recipe cannot be used, `output` holds a search of other settings, or Optuna is missing.
@@ -206,6 +206,7 @@ def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> 
         "trainings": len(whole(study)),
         "metric": metric,
         "value": best.value,
+        "ngrams": bool(run.model.ngram_order),
         "settings": best.params,
         "recipe": str(folder / "recipe.yaml"),
     }

@@ -39,6 +39,7 @@ def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp
     result = run(*command)
     # The training that was interrupted is none.
     assert 1 <= tried <= 5 == ended(output) and "5 trainings, the best with accuracy" in result.stdout
+    assert "of the recurrent layers; the n-grams join" in result.stdout
     # Nothing is left to do, and the search says again what it found.
     best = json.loads(run(*command, "--json").stdout)
     assert best["trainings"] == 5 and best["recipe"] == str(output / "recipe.yaml")
