@@ -65,11 +65,7 @@ from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 
-EXAMPLES = (
-    "I loved every minute of this film: great story, wonderful actors.",
-    "What a waste of time. The plot is dull and the acting is terrible.",
-    "It has its moments, but I would not watch it again :(",
-)
+EXAMPLES, EXAMPLE_CHARACTERS = 3, 100
 
 
 def main():
@@ -402,7 +398,7 @@ def stopping(arguments) -> list:
 
 
 def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict, train_metrics: dict):
-    """Saves the model and everything that tells how good it is, then shows three classified sentences."""
+    """Saves the model and everything that tells how good it is, then shows three classified texts."""
     folder = Path(trainer.args.output_dir)
     results, predictions = {}, None
     for split, prefix in (("validation", "eval"), ("test", "test")):
@@ -448,7 +444,7 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
         if texts.labels is None:
             print(f"A classifier starts from it with --model_name_or_path {trainer.args.output_dir}")
         else:
-            show_examples(trainer)
+            show_examples(trainer, texts)
 
 
 def seconds_since_start() -> float:
@@ -465,16 +461,21 @@ def find_and_show_mistakes(trainer: RNNSentTrainer, texts: LabeledTexts, splits,
     return show_mistakes(Explainer(trainer.model, trainer.processing_class), shown, names)
 
 
-def show_examples(trainer: RNNSentTrainer):
-    classify = pipeline("text-classification", model=trainer.model, tokenizer=trainer.processing_class)
+def show_examples(trainer: RNNSentTrainer, texts: LabeledTexts):
+    """Prints the answers to the first, a middle and the last text that were not trained on."""
+    held = texts.splits[next(name for name in ("test", "validation", "train") if name in texts.splits)]
+    rows = np.linspace(0, len(held) - 1, min(EXAMPLES, len(held))).astype(int)
+    examples = [held[int(row)]["text"] or "" for row in rows]
+    classify = pipeline("text-classification", model=trainer.model, tokenizer=trainer.processing_class, top_k=None)
     print("Three examples:")
-    if trainer.model.config.problem_type == "multi_label_classification":
-        for text, answers in zip(EXAMPLES, classify(list(EXAMPLES), top_k=None)):
-            found = [f"{answer['label']} {answer['score']:.3f}" for answer in answers if answer["score"] >= 0.5]
-            print(f"  {', '.join(found) or '(no label)'}  {text}")
-        return
-    for text, answer in zip(EXAMPLES, classify(list(EXAMPLES))):
-        print(f"  {answer['label']}  {answer['score']:.3f}  {text}")
+    for text, answers in zip(examples, classify(examples)):
+        if trainer.model.config.problem_type == "multi_label_classification":
+            answers = [answer for answer in answers if answer["score"] >= 0.5]
+        else:
+            answers = answers[:1]
+        found = ", ".join(f"{answer['label']}  {answer['score']:.3f}" for answer in answers) or "(no label)"
+        line = " ".join(text.split())
+        print(f"  {found}  {line if len(line) <= EXAMPLE_CHARACTERS else line[:EXAMPLE_CHARACTERS] + '...'}")
 
 
 if __name__ == "__main__":
