@@ -38,6 +38,7 @@ from modeling_rnnsent.checkpoints import (
 )
 from modeling_rnnsent.data import LabeledTexts, Labels, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.documents import DOCUMENTS
+from modeling_rnnsent.encoding import WordEncoder
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
 from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.launching import (
@@ -61,7 +62,7 @@ from modeling_rnnsent.reports import (
 )
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
-from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
+from modeling_rnnsent.tokenization import build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 

@@ -18,9 +18,10 @@ from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import DataArguments
 from modeling_rnnsent.bulk import BulkClassifier
 from modeling_rnnsent.data import load_labeled_texts
+from modeling_rnnsent.encoding import WordEncoder
 from modeling_rnnsent.ngrams import choose_buckets, fit_ngrams
 from modeling_rnnsent.scoring import TorchScorer
-from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
+from modeling_rnnsent.tokenization import build_tokenizer
 
 SETTINGS = ((1, None), (2, None), (2, 1 << 18), (3, None), (3, 1 << 20), (4, None))
 

@@ -13,9 +13,9 @@ from itertools import chain, islice
 import numpy as np
 import torch
 
+from .encoding import WordEncoder
 from .errors import InputError
 from .scoring import OnnxScorer, TorchScorer, probabilities
-from .tokenization import WordEncoder
 
 WINDOW_SIZE = 4096
 PART_SIZE = 1024

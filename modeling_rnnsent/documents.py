@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from .encoding import WordEncoder
 from .errors import InputError
 from .metrics import mean_loss
 from .objectives import soft_cross_entropy
-from .tokenization import WordEncoder
 from .vectors import import_gensim
 
 DOCUMENTS = "doc2vec"

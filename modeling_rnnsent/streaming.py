@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .bulk import check_unicode
+from .encoding import WordEncoder
 from .errors import InputError, loading
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import pad
 from .scoring import load_torch_scorer, probabilities
-from .tokenization import HTML_TAG, SINGLE_CHARACTER, WordEncoder
+from .tokenization import HTML_TAG, SINGLE_CHARACTER
 
 # The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
 _TAG = re.compile(HTML_TAG)

@@ -1,14 +1,9 @@
 """The word-level tokenizer: a plain `tokenizer.json` that `AutoTokenizer` loads without a class of its own."""
 
-import json
-import re
-import string
 from collections.abc import Iterable
-from functools import lru_cache
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from .errors import InputError
 
@@ -26,16 +21,18 @@ _PICTOGRAPHS = "\u2600-\u27bf\u2b50\U0001f300-\U0001f3fa\U0001f400-\U0001faff"
 _VARIATION_SELECTORS = "\ufe00-\ufe0f"  # marks by their category, and so part of `\w`
 
 
-def _rules(letter: str) -> tuple[str, str]:
-    """What an emoticon's nose is, and what a word or an emoticon, where `letter` matches a character of words."""
-    # Letters make a mouth only where no word goes on: `:d` is an emoticon, the start of `a:del` is not.
-    mouth = rf"(?:[()]|[dp](?!{letter}))"
-    return rf"(?<=[:;=])-(?={mouth})", rf"{letter}+|[:;=]{mouth}"
+def emoticon_mouth(letter: str) -> str:
+    """
+    What makes an emoticon of `:`, `;` or `=`, where `letter` matches a character of words. Letters do so only where no
+    word goes on: `:d` is an emoticon, the start of `a:del` is not.
+    """
+    return rf"(?:[()]|[dp](?!{letter}))"
 
 
-EMOTICON_NOSE, WORD_OR_EMOTICON = _rules(rf"[^\W{_UNSPACED}{_VARIATION_SELECTORS}]")
+_LETTER = rf"[^\W{_UNSPACED}{_VARIATION_SELECTORS}]"
+_EMOTICON_NOSE = rf"(?<=[:;=])-(?={emoticon_mouth(_LETTER)})"
 SINGLE_CHARACTER = rf"[{_PICTOGRAPHS}]|(?=[{_UNSPACED}])\w"
-TOKEN = rf"{SINGLE_CHARACTER}|{WORD_OR_EMOTICON}"
+TOKEN = rf"{SINGLE_CHARACTER}|{_LETTER}+|[:;=]{emoticon_mouth(_LETTER)}"
 
 
 def build_tokenizer(
@@ -67,7 +64,7 @@ def build_tokenizer(
     if min_frequency < 1:
         raise InputError(f"min_frequency must be at least 1, got {min_frequency}.")
     tokenizer = Tokenizer(models.WordLevel({PAD_TOKEN: 0, UNK_TOKEN: 1}, unk_token=UNK_TOKEN))
-    _set_word_rules(tokenizer)
+    set_word_rules(tokenizer)
     trainer = trainers.WordLevelTrainer(
         vocab_size=max_vocab_size or 2**31,
         min_frequency=min_frequency,
@@ -88,97 +85,14 @@ def build_tokenizer(
     )
 
 
-def _set_word_rules(tokenizer: Tokenizer):
+def set_word_rules(tokenizer: Tokenizer):
     """What a word is, as `tokenizer.json` says it."""
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(HTML_TAG), " "),
             normalizers.NFC(),
             normalizers.Lowercase(),
-            normalizers.Replace(Regex(EMOTICON_NOSE), ""),
+            normalizers.Replace(Regex(_EMOTICON_NOSE), ""),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN), behavior="removed", invert=True)
-
-
-class WordEncoder:
-    """
-    Many texts to ids: a tokenizer's own, several times as fast where the tokenizer is one of [`build_tokenizer`].
-
-    Plain ASCII is then split by `bytes.translate` and `bytes.split`, which need neither `tokenizers`' regular
-    expressions nor its bookkeeping of offsets. What stands between two spaces and is not ASCII goes to the tokenizer
-    itself, and so does a text that is more than a quarter of that kind.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): A fast tokenizer.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        # A copy: the tokenizer itself keeps the padding and truncation of its last call.
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.backend.no_padding()
-        self.backend.no_truncation()
-        self.ids = _Ids((word.encode(), index) for word, index in tokenizer.get_vocab().items())
-        self.ids.unknown = tokenizer.unk_token_id
-        self._encode_piece = lru_cache(10_000)(self._encode_by_tokenizer)
-        self.special = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        rules, own = json.loads(self.backend.to_str()), Tokenizer(models.WordLevel({UNK_TOKEN: 0}, UNK_TOKEN))
-        _set_word_rules(own)
-        expected = json.loads(own.to_str())
-        self.is_ours = (
-            rules["model"]["type"] == "WordLevel"
-            and all(rules[part] == expected[part] for part in ("normalizer", "pre_tokenizer"))
-            and not (rules["post_processor"] or {}).get("special_tokens")
-            and set(self.special) <= {PAD_TOKEN, UNK_TOKEN}
-        )
-
-    def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of every text, as `tokenizer(texts)["input_ids"]` without truncation, in int64 arrays."""
-        rows: list[np.ndarray | None] = [self._encode(text) if self.is_ours else None for text in texts]
-        left = [index for index, row in enumerate(rows) if row is None]
-        for index, encoding in zip(left, self.backend.encode_batch_fast([texts[index] for index in left])):
-            rows[index] = np.array(encoding.ids, dtype=np.int64)
-        return rows
-
-    def _encode(self, text: str) -> np.ndarray | None:
-        if "<" in text:
-            if any(token in text for token in self.special):
-                return None
-            text = _HTML_TAG.sub(" ", text)
-        if text.isascii():
-            return self._encode_ascii(text)
-        pieces = text.split(" ")  # a space ends words, emoticons, and what the case of a letter may hang on
-        others = [place for place, piece in enumerate(pieces) if not piece.isascii()]
-        if 4 * sum(len(pieces[place]) for place in others) > len(text):
-            return None
-        rows, start = [], 0
-        for place in others:
-            rows += [self._encode_ascii(" ".join(pieces[start:place])), self._encode_piece(pieces[place])]
-            start = place + 1
-        return np.concatenate((*rows, self._encode_ascii(" ".join(pieces[start:]))))
-
-    def _encode_by_tokenizer(self, piece: str) -> np.ndarray:
-        return np.array(self.backend.encode(piece).ids, dtype=np.int64)
-
-    def _encode_ascii(self, text: str) -> np.ndarray:
-        # The second half is asked for few texts, and takes as long as the rest.
-        if (":" in text or ";" in text or "=" in text) and _MAY_BE_EMOTICON.search(text):
-            words = _WORD_OR_EMOTICON.findall(_EMOTICON_NOSE.sub(b"", text.lower().encode()))
-        else:
-            words = text.encode().translate(_TO_WORDS).split()
-        return np.fromiter(map(self.ids.__getitem__, words), dtype=np.int64, count=len(words))
-
-
-class _Ids(dict):
-    unknown: int
-
-    def __missing__(self, word: bytes) -> int:
-        return self.unknown
-
-
-_HTML_TAG = re.compile(HTML_TAG, re.ASCII)
-_EMOTICON_NOSE, _WORD_OR_EMOTICON = (re.compile(pattern.encode()) for pattern in _rules(r"\w"))  # those of ASCII
-_MAY_BE_EMOTICON = re.compile("[:;=]-?[()dpDP]")
-_WORD_CHARACTERS = set(string.ascii_letters + string.digits + "_")
-# Letters to small ones, what is in no word to spaces.
-_TO_WORDS = bytes(ord(chr(code).lower()) if chr(code) in _WORD_CHARACTERS else 32 for code in range(256))

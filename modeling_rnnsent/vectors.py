@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .encoding import WordEncoder
 from .errors import InputError
 from .modeling_rnnsent import RNNSentPreTrainedModel
-from .tokenization import WordEncoder
 
 TRAINED = "word2vec"
 _SUFFIXES = (".txt", ".vec", ".bin", ".txt.gz", ".vec.gz", ".bin.gz")

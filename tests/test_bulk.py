@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import numpy as np
 import pandas
@@ -19,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
 
-from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification, encoding
 from modeling_rnnsent import bulk as bulk_module
 from modeling_rnnsent.bulk import BulkClassifier
+from modeling_rnnsent.encoding import WordEncoder
 from modeling_rnnsent.exporting import export_model, exported_pipeline
 from modeling_rnnsent.scoring import OnnxScorer, TorchScorer, load_scorer
-from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
+from modeling_rnnsent.tokenization import build_tokenizer
 
 WORDS = ["a", "bad", "good", "great", "dull", "film", "plot", "actor", "the", "and", ":)", "was", "not", "it", "is"]
 TOKENIZER = build_tokenizer([" ".join(WORDS)])
@@ -112,6 +114,10 @@ def test_long_text_is_read_in_pieces(tmp_path, pooling, monkeypatch):
     assert max(sizes) == 64
 
 
+FEW_TEXTS, MANY_TEXTS = {"_ARROW_FROM": 1 << 18}, {"_ARROW_FROM": 0}
+MANY_TEXTS_IN_CHUNKS = MANY_TEXTS | {"_CHUNK_CHARACTERS": 20}
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
@@ -126,7 +132,9 @@ def test_long_text_is_read_in_pieces(tmp_path, pooling, monkeypatch):
 )
 def test_fast_encoding_is_the_tokenizers_own(texts):
     expected = TOKENIZER(texts)["input_ids"] if texts else []
-    assert [row.tolist() for row in WordEncoder(TOKENIZER)(texts)] == [list(row) for row in expected]
+    for ways in FEW_TEXTS, MANY_TEXTS, MANY_TEXTS_IN_CHUNKS:
+        with patch.multiple(encoding, **ways):
+            assert [row.tolist() for row in WordEncoder(TOKENIZER)(texts)] == [list(row) for row in expected]
 
 
 @settings(max_examples=300, deadline=None)
@@ -143,7 +151,15 @@ def test_fast_encoding_is_the_tokenizers_own(texts):
 def test_fast_encoding_of_text_that_is_ascii_in_most_places(pieces):
     words = "ünder οδος οδοσ i i̇ strasse straße é good film a dull x :d :)"
     tokenizer, text = build_tokenizer([words]), " ".join(pieces)
-    assert WordEncoder(tokenizer)([text])[0].tolist() == tokenizer(text)["input_ids"]
+    for ways in FEW_TEXTS, MANY_TEXTS:
+        with patch.multiple(encoding, **ways):
+            assert WordEncoder(tokenizer)([text])[0].tolist() == tokenizer(text)["input_ids"]
+
+
+def test_fast_encoding_of_many_texts():
+    texts = [f"{text} {number} :-) <br /> d\u00e9j\u00e0 vu." for number, text in enumerate(make_texts(3000))]
+    assert sum(map(len, texts)) > encoding._ARROW_FROM
+    assert [row.tolist() for row in WordEncoder(TOKENIZER)(texts)] == TOKENIZER(texts)["input_ids"]
 
 
 def test_fast_encoding_leaves_other_tokenizers_alone():

@@ -14,8 +14,9 @@ from test_models import make, make_batch
 from torch import nn
 
 from modeling_rnnsent import RNNSentForSequenceClassification
+from modeling_rnnsent.encoding import WordEncoder
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
-from modeling_rnnsent.tokenization import WordEncoder, build_tokenizer
+from modeling_rnnsent.tokenization import build_tokenizer
 
 PRIME, BASE, SPREAD = 2**31 - 1, 1_103_515_245, 1_664_525_001
 
