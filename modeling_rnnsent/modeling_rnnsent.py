@@ -11,8 +11,9 @@ from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
 from transformers.utils import can_return_tuple, is_tracing, logging
 
 from .configuration_rnnsent import RNNSentConfig
+from .dropout_rnnsent import drop_out
 from .ngrams_rnnsent import RNNSentNgrams
-from .recurrence_rnnsent import RNNSentRecurrence, drop_out, merge_directions, sequence_mask
+from .recurrence_rnnsent import RNNSentRecurrence, merge_directions, sequence_mask
 from .softmax_rnnsent import sampled_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -131,7 +132,7 @@ class RNNSentPooler(nn.Module):
             if self.num_directions == 1:
                 return final_hidden[-1], ()
             return merge_directions(final_hidden[-2], final_hidden[-1], self.merge_mode), ()
-        hidden_states = F.dropout(hidden_states, self.dropout, self.training)
+        hidden_states = drop_out(hidden_states, self.dropout, self.training)
         if past is None:
             past = self._no_past(hidden_states)
         if hidden_states.shape[1] > 0:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cells_rnnsent import elman_layer, gru_layer
+from .dropout_rnnsent import drop_out
 from .layout_rnnsent import BatchLayout, take_rows
 
 NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -56,13 +57,6 @@ def merge_directions(forward: Tensor, backward: Tensor, merge_mode: str) -> Tens
     if merge_mode == "mul":
         return forward * backward
     return (forward + backward) / 2
-
-
-def drop_out(input: Tensor, probability: float, training: bool, is_variational: bool) -> Tensor:
-    """Dropout of `(batch, time, size)`; `is_variational`: one mask a sequence for all its positions."""
-    if not (is_variational and training and probability > 0):
-        return F.dropout(input, probability, training)
-    return input * F.dropout(input.new_ones(input.shape[0], 1, input.shape[2]), probability)
 
 
 class RNNSentRecurrence(nn.Module):

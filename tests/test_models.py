@@ -15,6 +15,7 @@ from modeling_rnnsent import (
     RNNSentForTokenClassification,
     RNNSentModel,
 )
+from modeling_rnnsent.dropout_rnnsent import drop_out
 
 VOCABULARY = 23
 
@@ -327,6 +328,31 @@ def test_word_dropout_drops_whole_words():
     assert torch.equal(dropped, embeddings.eq(0).any(-1)) and 0.3 < dropped.float().mean() < 0.7
 
 
+@pytest.mark.parametrize("probability", [0.0, 1e-6, 0.1, 0.3, 0.5, 0.99, 1.0])
+def test_dropout_is_that_of_torch(probability):
+    # An odd number of elements, each in the place of one draw; 5 standard deviations.
+    input = torch.full((7, 1001, 37), 3.0, dtype=torch.float64, requires_grad=True)
+    assert drop_out(input, probability, False) is input
+    torch.manual_seed(0)
+    output = drop_out(input, probability, True)
+    kept = output != 0
+    deviation = (probability * (1 - probability) / input.numel()) ** 0.5
+    assert abs(kept.double().mean().item() - (1 - probability)) <= 5 * deviation + 2**-17
+    torch.testing.assert_close(output[kept], input[kept] / (1 - probability), rtol=2**-9, atol=0)
+    output.sum().backward()
+    torch.testing.assert_close(input.grad * 3, output)
+    torch.manual_seed(0)
+    assert torch.equal(drop_out(input, probability, True), output)
+
+
+def test_neighbours_are_dropped_independently():
+    torch.manual_seed(0)
+    dropped = (drop_out(torch.ones(200, 1000), 0.3, True) == 0).double().flatten()
+    for distance in range(1, 9):
+        correlation = torch.corrcoef(torch.stack((dropped[:-distance], dropped[distance:])))[0, 1]
+        assert abs(correlation) < 5 / len(dropped) ** 0.5
+
+
 @pytest.mark.parametrize("pooling", ["mean", "max", "max_mean", "attention"])
 def test_pooling_dropout_drops_elements_of_the_pooled_states(pooling):
     model = make(RNNSentForSequenceClassification, pooling=pooling, bidirectional=True, pooling_dropout=0.25)
@@ -341,7 +367,7 @@ def test_pooling_dropout_drops_elements_of_the_pooled_states(pooling):
     states = plain.rnnsent(**batch).last_hidden_state
     torch.testing.assert_close(model.rnnsent(**batch).last_hidden_state, states)
     torch.manual_seed(0)
-    expected, _ = plain.rnnsent.pooler(nn.Dropout(0.25)(states), None, batch["attention_mask"].bool())
+    expected, _ = plain.rnnsent.pooler(drop_out(states, 0.25, True), None, batch["attention_mask"].bool())
     torch.testing.assert_close(pooled, expected)
 
 
