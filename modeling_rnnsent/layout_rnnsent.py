@@ -7,6 +7,8 @@ carried over, and gives exactly the numbers of the padded batch. This file trave
 torch and numpy alone.
 """
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,6 +53,7 @@ class BatchLayout:
         self.rank = self.order.argsort()
         self._time = torch.from_numpy(time)
         self._sequence = self.order[torch.from_numpy(rank)]
+        self._places: dict[bool, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
     def can_save(lengths: Tensor, max_length: int) -> bool:
@@ -62,24 +65,26 @@ class BatchLayout:
         """Whether this is less work than the padded batch by enough to pay for moving the rows."""
         return self.num_rows < (1 - _LEAST_SAVED) * len(self.lengths) * self.max_length
 
-    @property
+    @cached_property
     def is_padding(self) -> Tensor:
         """`(num_rows,)`: True at rows beyond their sequence's end."""
         return self._time >= self.lengths[self._sequence]
 
     def gather(self, input: Tensor, reverse: bool) -> Tensor:
         """`(batch, time, ...)` to `(num_rows, ...)`; with `reverse` each sequence from its own end."""
-        return take_rows(input.flatten(0, 1), *self._places(reverse))
+        return take_rows(input.flatten(0, 1), *self._find_places(reverse))
 
     def scatter(self, output: Tensor, reverse: bool) -> Tensor:
         """`(num_rows, size)` back to `(batch, time, size)` in the text's own order, zero at padding."""
-        place, row = self._places(reverse)
+        place, row = self._find_places(reverse)
         return take_rows(output, row, place.masked_fill(self.is_padding, -1)).unflatten(
             0, (len(self.lengths), self.max_length)
         )
 
-    def _places(self, reverse: bool) -> tuple[Tensor, Tensor]:
+    def _find_places(self, reverse: bool) -> tuple[Tensor, Tensor]:
         """Where each row comes from in the padded batch, and where each place of that is among the rows, -1 at none."""
+        if reverse in self._places:
+            return self._places[reverse]
         position = self._time
         if reverse:
             mirrored = self.lengths[self._sequence] - 1 - position
@@ -87,6 +92,7 @@ class BatchLayout:
         place = self._sequence * self.max_length + position
         row = torch.full((len(self.lengths) * self.max_length,), -1)
         row[place] = torch.arange(self.num_rows).masked_fill_(self.is_padding, -1)
+        self._places[reverse] = place, row
         return place, row
 
     def at_end(self, output: Tensor, initial: Tensor) -> Tensor:
