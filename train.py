@@ -7,6 +7,7 @@ Trains a recurrent text classifier from a recipe:
 """
 
 import math
+import sys
 import time
 from contextlib import ExitStack
 from functools import cache
@@ -76,8 +77,7 @@ def main():
 
 def start(run: Run):
     arguments = run.training
-    if not arguments.should_log:
-        datasets.disable_progress_bars()
+    choose_output(run)
     use_threads(arguments)
     warn_of_missing_processes(arguments)
     if is_finished(arguments) and is_left_alone(run):
@@ -93,6 +93,17 @@ def start(run: Run):
         checkpoints = list_checkpoints(Path(arguments.output_dir))
         how = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}" if checkpoints else None
         raise Interrupted(f"interrupted: {how or 'there is no checkpoint yet'}", stop_request.signal) from None
+
+
+def choose_output(run: Run):
+    """Leaves progress bars to the main process's terminal; a log gets whole lines, as they come."""
+    if not run.training.should_log or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+        if "disable_tqdm" not in run.given:
+            run.training.disable_tqdm = True
+    if not sys.stdout.isatty():
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def is_left_alone(run: Run) -> bool:
