@@ -239,6 +239,8 @@ def check_settings_of(run: Run):
         raise InputError(f"{name} is for transformers' own layers, not for recurrent ones: leave it out.")
     if training.neftune_noise_alpha is not None and model.input_encoding == "one_hot":
         raise InputError("neftune_noise_alpha is for an embedding, which input_encoding 'one_hot' has not.")
+    if training.fp16 and training.device.type == "cpu":
+        raise InputError("fp16 is for a GPU: on a CPU give bf16, where it multiplies in it, or neither.")
     if training.fsdp and training.world_size == 1:
         raise InputError("fsdp is for several processes, this run has one.")
     with usable("report_to", training.report_to):

@@ -88,4 +88,5 @@ def book_run(reviews, tmp_path_factory) -> Path:
         f"--output_dir={output}",
     )
     (output.parent / "log.txt").write_text(result.stdout)
+    (output.parent / "errors.txt").write_text(result.stderr)
     return output

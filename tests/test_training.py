@@ -113,6 +113,11 @@ def test_log_ends_with_three_classified_sentences(book_run):
     assert [label in "01" and 0.5 <= float(score) <= 1 for label, score, _ in examples] == [True] * 3
 
 
+def test_a_log_holds_the_losses_and_no_progress_bars(book_run):
+    log, errors = ((book_run.parent / name).read_text() for name in ("log.txt", "errors.txt"))
+    assert log.count("'eval_loss': ") == 6 and "\r" not in log + errors and "%|" not in errors
+
+
 def test_recipe_left_behind_gives_the_run_again(book_run, tmp_path):
     recipe = yaml.safe_load((book_run / "recipe.yaml").read_text())
     assert recipe["num_train_epochs"] == 6 and recipe["learning_rate"] == 0.01 and recipe["hidden_size"] == 64
@@ -193,6 +198,7 @@ def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run,
         (["--gradient_checkpointing=true"], "gradient_checkpointing is for transformers' own layers"),
         (["--neftune_noise_alpha=5", "--input_encoding=one_hot"], "neftune_noise_alpha is for an embedding"),
         (["--report_to=nothing"], "report_to .*nothing is not supported"),
+        (["--fp16=true"], "fp16 is for a GPU"),
         (["--fsdp=full_shard"], "fsdp is for several processes"),
         (["--deepspeed=nothere.json"], ".*deepspeed"),
         (["--task=language-modeling", "--label_smoothing_factor=0.1"], "label_smoothing_factor must be 0 but for"),
