@@ -105,8 +105,11 @@ class BatchLayout:
 
 class _TakeRows(Function):
     @staticmethod
-    def forward(ctx, input: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx, input: Tensor, index: Tensor, inverse: Tensor, may_lack: bool) -> Tensor:
         ctx.save_for_backward(index, inverse)
+        ctx.may_lack = may_lack
+        if not may_lack:
+            return input.index_select(0, index)
         output = input.index_select(0, index.clamp(min=0))
         missing = (index < 0).nonzero().squeeze(1)
         return output.index_fill_(0, missing, 0) if len(missing) else output
@@ -114,17 +117,18 @@ class _TakeRows(Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         index, inverse = ctx.saved_tensors
-        return _TakeRows.apply(grad.contiguous(), inverse, index), None, None
+        return _TakeRows.apply(grad.contiguous(), inverse, index, ctx.may_lack), None, None, None
 
 
-def take_rows(input: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+def take_rows(input: Tensor, index: Tensor, inverse: Tensor, may_lack: bool = True) -> Tensor:
     """
-    `input[index]`, each row of which is taken once at most; zero where the index is -1.
+    `input[index]`, each row of which is taken once at most; zero where the index is -1, which with `may_lack=False` it
+    is nowhere, nor is the inverse: a GPU need not be waited for then.
 
     The gradient goes the same way back by `inverse`, the place of each row of the input among those taken. To add it up
     as that of any lookup, where a row may be taken twice, would take a CPU several times as long.
     """
-    return _TakeRows.apply(input, index, inverse) if input.is_floating_point() else input[index]
+    return _TakeRows.apply(input, index, inverse, may_lack) if input.is_floating_point() else input[index]
 
 
 def _cut(lengths: np.ndarray, segment_cost: float) -> list[tuple[int, int]]:

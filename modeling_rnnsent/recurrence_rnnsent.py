@@ -53,7 +53,7 @@ def reverse_sequences(input: Tensor, lengths: Tensor | None) -> Tensor:
         rows, index, inverse = input.transpose(0, 1).flatten(0, 1), place, place
     else:
         rows, index, inverse = input.flatten(0, 1), sequences * max_length + mirrored, place.t()
-    reverse = take_rows(rows, index.flatten(), inverse.flatten())
+    reverse = take_rows(rows, index.flatten(), inverse.flatten(), may_lack=False)
     return reverse.view(max_length, batch_size, *input.shape[2:]).transpose(0, 1)
 
 
