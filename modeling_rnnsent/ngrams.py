@@ -21,8 +21,9 @@ from .modeling_rnnsent import RNNSentForSequenceClassification
 from .ngrams_rnnsent import find_ngrams
 from .padding import pad
 
-# A table has at least this many rows for every n-gram, so that few share one, within these limits.
-ROWS_PER_NGRAM = 4
+# A table has at least this many rows for every n-gram, so that few share one, within these limits; four times as many
+# while it is still small.
+ROWS_PER_NGRAM, FEW_SCORES = 4, 1 << 22
 LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25
 # Counts that an n-gram is given beside its own. Many: what is rare tells little, and much of it is names, which are
 # others in other texts. Few (one for either class, as in the paper): for few texts, in which all is rare.
@@ -44,7 +45,8 @@ HISTORY = 5  # steps that L-BFGS remembers, each with two tensors as large as th
 
 def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
     """
-    A number of buckets for a table of these texts' n-grams: the power of two at or above four times their number.
+    A number of buckets for a table of these texts' n-grams: the power of two at or above four times their number, or
+    sixteen times while the table holds no more than `FEW_SCORES`.
 
     Args:
         rows (`Sequence[np.ndarray]`): Ids of every text.
@@ -55,7 +57,9 @@ def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
     for buckets, _, _ in _batches(rows, np.arange(len(rows)), order, len(seen), batch_size=256):
         seen[buckets] = True
     wanted = 1 << max(0, ROWS_PER_NGRAM * int(seen.sum()) - 1).bit_length()
-    return max(LEAST_BUCKETS, min(wanted, MOST_BUCKETS, MOST_SCORES // (1 << (columns - 1).bit_length())))
+    width = 1 << (columns - 1).bit_length()
+    wanted = max(wanted, min(4 * wanted, FEW_SCORES // width))
+    return max(LEAST_BUCKETS, min(wanted, MOST_BUCKETS, MOST_SCORES // width))
 
 
 def fit_ngrams(

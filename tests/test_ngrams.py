@@ -166,8 +166,9 @@ def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_fr
 
 def test_table_has_room_for_every_ngram():
     rows = [np.arange(start, start + 100) for start in range(0, 10_000, 100)]
-    assert choose_buckets(rows, 1, 1) == 1 << 16  # at least four times 10,000
+    assert choose_buckets(rows, 1, 1) == 1 << 18  # at least sixteen times 10,000
     assert choose_buckets(rows[:1], 1, 1) == 4096
+    assert choose_buckets(rows, 1, 40) == 1 << 16  # at least four times 10,000: more than 4 million scores as it is
     assert choose_buckets(rows, 1, 1000) == 1 << 15  # many labels
 
 
