@@ -316,7 +316,9 @@ def start_with_ngrams(
             read("unlabeled") if "unlabeled" in learned else (),
             labels.get("unlabeled"),
         )
-        print(f"n-grams alone: validation loss {min(map(min, losses.values())):.4f}", flush=True)
+        (order, smoothing), history = min(losses.items(), key=lambda item: min(item[1]))
+        how = "with a penalty" if smoothing is None else f"counts smoothed by {smoothing:g}"
+        print(f"n-grams alone: validation loss {min(history):.4f}, to {order} words, {how}", flush=True)
         return model.ngrams.state_dict()
 
     if "ngram_buckets" not in given:
@@ -398,6 +400,11 @@ def calibrate(trainer: RNNSentTrainer, run: Run, problem_type: str) -> dict[str,
         weight = choose_weight(logits, ngram_logits, labels, problem_type) if weight is None else weight
         logits = logits + weight * (ngram_logits - logits)
         chosen["ngram_weight"] = config.ngram_weight = weight
+        if trainer.is_world_process_zero():
+            lack = (
+                ": the recurrent layers, which have the rest, have learned nothing beyond them" if weight == 1 else ""
+            )
+            print(f"weight of the n-grams in the answer: {weight:g}{lack}", flush=True)
     temperature = run.model.temperature
     chosen["temperature"] = fit_temperature(logits, labels, problem_type) if temperature is None else temperature
     config.temperature = chosen["temperature"]

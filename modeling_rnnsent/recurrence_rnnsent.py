@@ -339,7 +339,7 @@ class RNNSentRecurrence(nn.Module):
         if direction == 1:
             input = reverse_sequences(input, lengths)
         input, weights = _look_up(input, weights)
-        holds = lengths is not None and self.cell_type == "lstm" and return_state
+        holds = lengths is not None and self._holds(input, return_state)
         if holds:
             input, weights = _held_after_end(input, weights, ~sequence_mask(lengths, input.shape[1]))
 
@@ -358,6 +358,11 @@ class RNNSentRecurrence(nn.Module):
         if direction == 1:
             output = reverse_sequences(output, lengths)
         return output, tuple(final)
+
+    def _holds(self, input: Tensor, return_state: bool) -> bool:
+        """Whether an LSTM is to stand still at padding: for its last state, or since it costs less than to clear up."""
+        is_cheap = input.device.type == "cpu" and input.shape[2] < self.hidden_size and torch.is_grad_enabled()
+        return self.cell_type == "lstm" and (return_state or is_cheap)
 
     @torch.compiler.disable  # torch.compile would unroll the kernel into one piece of graph a time step
     def _kernel(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:

@@ -427,7 +427,7 @@ def _use(name: str, config, task: str) -> list[str]:
     return [
         *code,
         f'classifier = pipeline("text-classification", model="{name}", trust_remote_code=True)',
-        'classifier("A film that I would see again.")',
+        'classifier("A text of yours.")',
         "```",
         "",
         f"Labels: {', '.join(f'`{label}`' for label in config.id2label.values())}. Text of any length is read in full.",
