@@ -102,7 +102,7 @@ def choose_output(run: Run):
         transformers.logging.disable_progress_bar()
         if "disable_tqdm" not in run.given:
             run.training.disable_tqdm = True
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):  # a notebook's has not, and waits for nothing
         sys.stdout.reconfigure(line_buffering=True)
 
 
