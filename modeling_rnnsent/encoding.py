@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .tokenization import HTML_TAG, PAD_TOKEN, UNK_TOKEN, emoticon_mouth, set_word_rules
 
-# So much text is split and looked up at once, in some multiple of its memory.
+# So much text is split and looked up at once, which bounds the memory beside the ids.
 _CHUNK_CHARACTERS = 1 << 20
 # Below, Arrow takes longer to start than Python to end.
 _ARROW_FROM = 1 << 18
