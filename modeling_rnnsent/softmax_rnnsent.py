@@ -16,8 +16,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Tokens compared with the sample at a time: the scores of all of them would take more time to store than to compute.
-_CHUNK = 2048
+# Tokens compared with the sample at a time: the scores of all of them would take a CPU more time to store than to
+# compute. A GPU is given more at a time, or it waits for the next.
+_CPU_CHUNK, _GPU_CHUNK = 2048, 16384
 
 
 def sampled_cross_entropy(hidden: Tensor, targets: Tensor, weight: Tensor, num_samples: int) -> Tensor:
@@ -56,8 +57,9 @@ class _SampledCrossEntropy(Function):
     def forward(ctx, hidden, right_rows, sample_rows, targets, samples, log_expected_counts) -> Tensor:
         loss = torch.zeros((), device=hidden.device)
         grads = [torch.empty_like(hidden), torch.empty_like(right_rows), torch.zeros_like(sample_rows)]
-        for start in range(0, len(hidden), _CHUNK):
-            rows = slice(start, start + _CHUNK)
+        chunk = _CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
             states, right = hidden[rows], right_rows[rows]
             right_score = (states * right).sum(dim=1, dtype=torch.float32)
             scores = (states @ sample_rows.t()).float().sub_(log_expected_counts)
