@@ -218,7 +218,13 @@ def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
             raise InputError(f"the teacher {DOCUMENTS} needs texts without labels: give unlabeled_file.")
         unlabeled = parts.get("unlabeled", parts["train"])
         parts["unlabeled"] = ask_teachers(
-            training.teacher_name_or_path, texts.splits, unlabeled, texts.labels, tokenizer, training.seed
+            training.teacher_name_or_path,
+            texts.splits,
+            unlabeled,
+            texts.labels,
+            tokenizer,
+            training.seed,
+            training.device,
         )
     return datasets.DatasetDict(parts)
 

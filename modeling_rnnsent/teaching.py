@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
 from scipy.optimize import minimize
 from scipy.special import logit
@@ -27,6 +28,7 @@ def ask_teachers(
     labels: Labels,
     tokenizer: PreTrainedTokenizerBase,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Dataset:
     """
     Texts with the teachers' probabilities (values, for regression) as their label.
@@ -43,6 +45,7 @@ def ask_teachers(
         labels ([`Labels`]): What is to be learned.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tells `"doc2vec"` the words.
         seed (`int`, *optional*, defaults to 0): Of the document vectors.
+        device (`torch.device`, *optional*, defaults to the CPU): Where the classifiers run.
 
     Raises:
         InputError: where a teacher cannot be loaded or has other labels.
@@ -54,7 +57,7 @@ def ask_teachers(
             if name == DOCUMENTS:
                 answers.append(_ask_documents(splits, unlabeled, labels, tokenizer, seed))
             else:
-                answers.append(_ask_model(name, splits["validation"], unlabeled, labels))
+                answers.append(_ask_model(name, splits["validation"], unlabeled, labels, device))
         logits = _weigh(names, answers, np.array(splits["validation"]["label"]), labels.problem_type)
         return probabilities(logits, labels.problem_type).reshape(len(unlabeled), -1).astype(np.float32)
 
@@ -62,10 +65,12 @@ def ask_teachers(
     return unlabeled.select_columns("text").add_column("label", list(from_main_process(ask)), feature=feature)
 
 
-def _ask_model(name: str, validation: Dataset, unlabeled: Dataset, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+def _ask_model(
+    name: str, validation: Dataset, unlabeled: Dataset, labels: Labels, device: torch.device | str
+) -> tuple[np.ndarray, np.ndarray]:
     """A classifier's logits of the validation and the unlabelled texts, each `(texts, labels)`."""
     try:
-        scorer = load_scorer(name)
+        scorer = load_scorer(name, device)
     except InputError as error:
         raise InputError(f"the teacher {error}") from error
     if list(scorer.config.id2label.values()) != list(labels.config["id2label"].values()):
