@@ -200,9 +200,7 @@ def train(run: Run):
 def load_tokenizer(run: Run, texts: LabeledTexts):
     name = run.data.tokenizer_name or run.model.model_name_or_path
     if name is None:
-        return from_main_process(
-            lambda: build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
-        )
+        return from_main_process(lambda: build_tokenizer(texts.texts(), **run.data.tokenizer_options))
     keep_source(name, run)
     with loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(name)

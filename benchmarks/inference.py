@@ -47,7 +47,7 @@ def our_models(folder: str, training_texts: list[str]) -> Iterator[tuple[str, Si
     """Name, what classifies one review, and what classifies many."""
     for recipe in ("book", "default"):
         run = parse_run([str(CONFIGURATION / f"{recipe}.yaml"), "--output_dir", f"{folder}/run"])
-        tokenizer = build_tokenizer(training_texts, run.data.max_vocab_size, run.data.min_frequency)
+        tokenizer = build_tokenizer(training_texts, **run.data.tokenizer_options)
         given = {name: value for name, value in vars(run.model).items() if value is not None}
         torch.manual_seed(1)
         model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=len(tokenizer), **given)).eval()

@@ -135,7 +135,7 @@ def main():
         flags += " --eval_strategy no --save_strategy no --load_best_model_at_end False --disable_tqdm True"
         run = parse_run([str(RECIPE), *flags.split()])
         texts = load_labeled_texts(run.data)
-        tokenizer = build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
+        tokenizer = build_tokenizer(texts.texts(), **run.data.tokenizer_options)
         splits = tokenize(texts.splits, tokenizer, run.data.max_length)
         given = {name: value for name, value in vars(run.model).items() if value is not None}
         config = RNNSentConfig(vocab_size=len(tokenizer), **given, **texts.labels.config)

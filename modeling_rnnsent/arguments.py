@@ -91,6 +91,9 @@ class DataArguments:
     min_frequency: int = field(
         default=1, metadata={"help": "Words that the training texts hold less often become <unk>."}
     )
+    keep_punctuation: bool = field(
+        default=False, metadata={"help": "Whether punctuation marks and symbols are tokens beside the words."}
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -102,6 +105,11 @@ class DataArguments:
         default=None,
         metadata={"help": "Processes that tokenize. Default: one, whose tokenizer uses every core."},
     )
+
+    @property
+    def tokenizer_options(self) -> dict[str, Any]:
+        """What [`build_tokenizer`] takes beside the texts."""
+        return {name: getattr(self, name) for name in ("max_vocab_size", "min_frequency", "keep_punctuation")}
 
 
 # What says which data a run reads. A flag that names any of these replaces all of them in the recipe.

@@ -42,12 +42,11 @@ class WordEncoder:
         self.ids.update({mark: self.ids[emoticon] for emoticon, mark in _EMOTICON_MARKS.items()}, **_ID_OF_MARK)
         self._encode_piece = lru_cache(10_000)(self._encode_by_tokenizer)
         self.special = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        rules, own = json.loads(self.backend.to_str()), Tokenizer(models.WordLevel({UNK_TOKEN: 0}, UNK_TOKEN))
-        set_word_rules(own)
-        expected = json.loads(own.to_str())
+        rules = json.loads(self.backend.to_str())
+        self.keeps_punctuation = _are_word_rules(rules, keep_punctuation=True)
         self.is_ours = (
-            rules["model"]["type"] == "WordLevel"
-            and all(rules[part] == expected[part] for part in ("normalizer", "pre_tokenizer"))
+            (self.keeps_punctuation or _are_word_rules(rules, keep_punctuation=False))
+            and rules["model"]["type"] == "WordLevel"
             and not (rules["post_processor"] or {}).get("special_tokens")
             and set(self.special) <= {PAD_TOKEN, UNK_TOKEN}
         )
@@ -104,7 +103,10 @@ class WordEncoder:
     def _look_up(self, marked: list[str], pieces: list[str]) -> list[np.ndarray]:
         """Ids of marked texts."""
         joined = "".join([f"{_START} {text} " for text in marked]) + _START
-        plain = joined.encode().translate(_TO_WORDS)
+        plain = joined.encode().translate(_TO_TOKENS if self.keeps_punctuation else _TO_WORDS)
+        if self.keeps_punctuation:
+            for mark, apart in _APART.items():  # three times as fast as by arrays of numpy, fifteen as by `re`
+                plain = plain.replace(mark, apart)
         if len(plain) < _ARROW_FROM:
             ids = self._ids_of(plain.decode().split())
         else:
@@ -120,6 +122,14 @@ class WordEncoder:
 
     def _encode_by_tokenizer(self, piece: str) -> np.ndarray:
         return np.array(self.backend.encode(piece).ids, dtype=np.int64)
+
+
+def _are_word_rules(rules: dict, keep_punctuation: bool) -> bool:
+    """Whether a tokenizer's rules, as its file holds them, are those of [`build_tokenizer`]."""
+    own = Tokenizer(models.WordLevel({UNK_TOKEN: 0}, UNK_TOKEN))
+    set_word_rules(own, keep_punctuation)
+    expected = json.loads(own.to_str())
+    return all(rules[part] == expected[part] for part in ("normalizer", "pre_tokenizer"))
 
 
 class _Ids(dict):
@@ -166,5 +176,8 @@ _EMOTICON_MARKS = {
 }
 _START, _PIECE = "T", "P"
 _ID_OF_MARK = {_START: -1, _PIECE: -2}
-# What is in no word to spaces.
-_TO_WORDS = bytes(code if chr(code) in string.ascii_letters + string.digits + "_" else 32 for code in range(256))
+# What is in no token to spaces.
+_WORD_CHARACTERS = string.ascii_letters + string.digits + "_"
+_TO_WORDS = bytes(code if chr(code) in _WORD_CHARACTERS else 32 for code in range(256))
+_TO_TOKENS = bytes(code if chr(code) in _WORD_CHARACTERS + string.punctuation else 32 for code in range(256))
+_APART = {mark.encode(): f" {mark} ".encode() for mark in string.punctuation if mark != "_"}

@@ -33,10 +33,15 @@ _LETTER = rf"[^\W{_UNSPACED}{_VARIATION_SELECTORS}]"
 _EMOTICON_NOSE = rf"(?<=[:;=])-(?={emoticon_mouth(_LETTER)})"
 SINGLE_CHARACTER = rf"[{_PICTOGRAPHS}]|(?=[{_UNSPACED}])\w"
 TOKEN = rf"{SINGLE_CHARACTER}|{_LETTER}+|[:;=]{emoticon_mouth(_LETTER)}"
+# What is left of Unicode's punctuation and symbols, without the colours of an emoji's skin; `_` is part of `\w`.
+PUNCTUATION = "(?![\U0001f3fb-\U0001f3ff])" + r"[\p{P}\p{S}]"
 
 
 def build_tokenizer(
-    texts: Iterable[str], max_vocab_size: int | None = None, min_frequency: int = 1
+    texts: Iterable[str],
+    max_vocab_size: int | None = None,
+    min_frequency: int = 1,
+    keep_punctuation: bool = False,
 ) -> PreTrainedTokenizerFast:
     """
     Trains the tokenizer of chapter 15's data preparation, with emoticons left in their place in the text.
@@ -50,6 +55,8 @@ def build_tokenizer(
         texts (`Iterable[str]`): The texts whose words make the vocabulary: the training split's.
         max_vocab_size (`int`, *optional*): Largest number of tokens, the two special ones counted. None: no limit.
         min_frequency (`int`, *optional*, defaults to 1): Words that occur less often become `<unk>`.
+        keep_punctuation (`bool`, *optional*, defaults to `False`): Whether every other punctuation mark and symbol is a
+            token as well. The chapter drops them.
 
     Returns:
         [`~transformers.PreTrainedTokenizerFast`]: pads on the right.
@@ -64,7 +71,7 @@ def build_tokenizer(
     if min_frequency < 1:
         raise InputError(f"min_frequency must be at least 1, got {min_frequency}.")
     tokenizer = Tokenizer(models.WordLevel({PAD_TOKEN: 0, UNK_TOKEN: 1}, unk_token=UNK_TOKEN))
-    set_word_rules(tokenizer)
+    set_word_rules(tokenizer, keep_punctuation)
     trainer = trainers.WordLevelTrainer(
         vocab_size=max_vocab_size or 2**31,
         min_frequency=min_frequency,
@@ -85,7 +92,7 @@ def build_tokenizer(
     )
 
 
-def set_word_rules(tokenizer: Tokenizer):
+def set_word_rules(tokenizer: Tokenizer, keep_punctuation: bool):
     """What a word is, as `tokenizer.json` says it."""
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -95,4 +102,5 @@ def set_word_rules(tokenizer: Tokenizer):
             normalizers.Replace(Regex(_EMOTICON_NOSE), ""),
         ]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN), behavior="removed", invert=True)
+    token = f"{TOKEN}|{PUNCTUATION}" if keep_punctuation else TOKEN
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(token), behavior="removed", invert=True)

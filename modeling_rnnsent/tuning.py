@@ -157,7 +157,7 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
     """A trainer that makes a new model for every trial, with all but the `fixed` settings searched for."""
     arguments = run.training
     texts = load_labeled_texts(run.data, run.model.problem_type)
-    tokenizer = build_tokenizer(texts.texts(), run.data.max_vocab_size, run.data.min_frequency)
+    tokenizer = build_tokenizer(texts.texts(), **run.data.tokenizer_options)
     texts.splits.pop("test", None)  # nothing is chosen by it
     splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
     arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"

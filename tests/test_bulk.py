@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ from modeling_rnnsent.tokenization import build_tokenizer
 
 WORDS = ["a", "bad", "good", "great", "dull", "film", "plot", "actor", "the", "and", ":)", "was", "not", "it", "is"]
 TOKENIZER = build_tokenizer([" ".join(WORDS)])
+PUNCTUATION_TOKENIZER = build_tokenizer([" ".join([*WORDS, *string.punctuation])], keep_punctuation=True)
 
 
 def make_texts(number, longest=60, seed=0):
@@ -131,10 +133,11 @@ MANY_TEXTS_IN_CHUNKS = MANY_TEXTS | {"_CHUNK_CHARACTERS": 20}
     )
 )
 def test_fast_encoding_is_the_tokenizers_own(texts):
-    expected = TOKENIZER(texts)["input_ids"] if texts else []
-    for ways in FEW_TEXTS, MANY_TEXTS, MANY_TEXTS_IN_CHUNKS:
-        with patch.multiple(encoding, **ways):
-            assert [row.tolist() for row in WordEncoder(TOKENIZER)(texts)] == [list(row) for row in expected]
+    for tokenizer in TOKENIZER, PUNCTUATION_TOKENIZER:
+        expected = tokenizer(texts)["input_ids"] if texts else []
+        for ways in FEW_TEXTS, MANY_TEXTS, MANY_TEXTS_IN_CHUNKS:
+            with patch.multiple(encoding, **ways):
+                assert [row.tolist() for row in WordEncoder(tokenizer)(texts)] == [list(row) for row in expected]
 
 
 @settings(max_examples=300, deadline=None)
@@ -149,17 +152,20 @@ def test_fast_encoding_is_the_tokenizers_own(texts):
     )
 )
 def test_fast_encoding_of_text_that_is_ascii_in_most_places(pieces):
-    words = "ünder οδος οδοσ i i̇ strasse straße é good film a dull x :d :)"
-    tokenizer, text = build_tokenizer([words]), " ".join(pieces)
-    for ways in FEW_TEXTS, MANY_TEXTS:
-        with patch.multiple(encoding, **ways):
-            assert WordEncoder(tokenizer)([text])[0].tolist() == tokenizer(text)["input_ids"]
+    words, text = "ünder οδος οδοσ i i̇ strasse straße é good film a dull x :d :) , … - <", " ".join(pieces)
+    for keep_punctuation in False, True:
+        tokenizer = build_tokenizer([words], keep_punctuation=keep_punctuation)
+        for ways in FEW_TEXTS, MANY_TEXTS:
+            with patch.multiple(encoding, **ways):
+                assert WordEncoder(tokenizer)([text])[0].tolist() == tokenizer(text)["input_ids"]
 
 
 def test_fast_encoding_of_many_texts():
     texts = [f"{text} {number} :-) <br /> d\u00e9j\u00e0 vu." for number, text in enumerate(make_texts(3000))]
     assert sum(map(len, texts)) > encoding._ARROW_FROM
-    assert [row.tolist() for row in WordEncoder(TOKENIZER)(texts)] == TOKENIZER(texts)["input_ids"]
+    for tokenizer in TOKENIZER, PUNCTUATION_TOKENIZER:
+        assert WordEncoder(tokenizer).is_ours
+        assert [row.tolist() for row in WordEncoder(tokenizer)(texts)] == tokenizer(texts)["input_ids"]
 
 
 def test_fast_encoding_leaves_other_tokenizers_alone():

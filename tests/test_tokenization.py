@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -14,11 +15,11 @@ from modeling_rnnsent.tokenization import build_tokenizer
 TEXTS = ["the film :) the the plot", "the plot :( film", "a b <br /> film"]
 
 
-def expected_tokens(text: str) -> list[str]:
+def expected_tokens(text: str, marks: str = "") -> list[str]:
     """The rules in Python's own regular expressions, for ASCII texts."""
     text = re.sub(r"<[/!]?[A-Za-z][^<>]*>", " ", text).lower()
-    tokens = re.findall(r"[:;=]-?[()]|[:;=]-?[dp]\b|\w+", text)
-    return [token.replace("-", "") for token in tokens]
+    tokens = re.findall(rf"[:;=]-?[()]|[:;=]-?[dp]\b|\w+{marks}", text)
+    return [re.sub(r"(?<=[:;=])-", "", token) for token in tokens]
 
 
 def words(tokenizer, text):
@@ -55,6 +56,37 @@ def test_words_by_example(text, tokens):
 @given(st.text(alphabet=string.printable))
 def test_words_by_the_rules(text):
     assert words(build_tokenizer(TEXTS), text) == expected_tokens(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Well, it's 10/10!", ["well", ",", "it", "'", "s", "10", "/", "10", "!"]),
+        ("so :-) (good) ::( a:del", ["so", ":)", "(", "good", ")", ":", ":(", "a", ":", "del"]),
+        ("Good<br /><br />film <3 snake_case", ["good", "film", "<", "3", "snake_case"]),
+        ("«ça» 5€ … – 好。", ["«", "ça", "»", "5", "€", "…", "–", "好", "。"]),
+        ("\U0001f44d\U0001f3fd ❤\ufe0f a\u200db \u200b", ["\U0001f44d", "❤", "a", "b"]),
+    ],
+)
+def test_punctuation_by_example(text, tokens):
+    assert words(build_tokenizer(TEXTS, keep_punctuation=True), text) == tokens
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=string.printable))
+def test_punctuation_by_the_rules(text):
+    tokens = expected_tokens(text, marks=rf"|[{re.escape(string.punctuation)}]")
+    assert words(build_tokenizer(TEXTS, keep_punctuation=True), text) == tokens
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_punctuation_is_that_of_unicode(text):
+    plain, kept = (words(build_tokenizer(TEXTS, keep_punctuation=keep), text) for keep in (False, True))
+    left = [token for token in kept if token not in plain]
+    assert [token for token in kept if token in plain] == plain
+    # "Cn": a character of a later Unicode than Python's.
+    assert all(unicodedata.category(token)[0] in "PS" or unicodedata.category(token) == "Cn" for token in left)
 
 
 @settings(max_examples=300, deadline=None)
