@@ -146,7 +146,7 @@ def test_command_line_names_a_text_that_is_no_unicode(book_run):
 @pytest.mark.parametrize("target", ["text", "config"])
 def test_guided_by_coverage_nothing_is_found(target, tmp_path):
     pytest.importorskip("atheris")
-    seconds = os.environ.get("FUZZ_SECONDS", "30")
+    seconds = os.environ.get("FUZZ_SECONDS", "20")
     command = [sys.executable, Path(__file__).with_name("fuzz.py"), target, f"-max_total_time={seconds}"]
     result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -18,9 +18,12 @@ CLASSIFY = """
 import json, sys
 sys.modules["modeling_rnnsent"] = None  # the package cannot be imported here
 from transformers import pipeline
-name, revision = sys.argv[1:]
-classify = pipeline("text-classification", model=name, revision=revision, trust_remote_code=True)
-print(json.dumps(classify(["a wonderful film", "dull"])))
+answers = []
+for model in sys.argv[1:]:
+    name, _, revision = model.partition("@")
+    classify = pipeline("text-classification", model=name, revision=revision or "main", trust_remote_code=True)
+    answers.append(classify(["a wonderful film", "dull"]))
+print(json.dumps(answers))
 """
 
 
@@ -52,8 +55,9 @@ def python(code, *arguments):
     return result.stdout
 
 
-def classify(name, revision="main"):
-    return json.loads(python(CLASSIFY, name, revision).splitlines()[-1])
+def classify(*models):
+    """What each of the models, NAME or NAME@REVISION, answers."""
+    return json.loads(python(CLASSIFY, *models).splitlines()[-1])
 
 
 def test_run_is_pushed_and_loads_without_the_package(hub, reviews, tmp_path):
@@ -70,13 +74,14 @@ def test_run_is_pushed_and_loads_without_the_package(hub, reviews, tmp_path):
     card = ModelCard(pushed["README.md"].decode())
     assert card.data.eval_results and card.data.pipeline_tag == "text-classification"
     assert 'model="owner/sentiment"' in card.text  # the card's example is one that runs
-    answers = classify("owner/sentiment")
-    assert answers == classify(output)
+    answers, own = classify("owner/sentiment", output)
+    assert answers == own
     # Pinned to a revision, the model stays what it was whatever is pushed after it.
     first = hub.heads["owner/sentiment"]["main"]
     train(*flags, "--seed=7", "--learning_rate=0.01", "--overwrite_output_dir", HF_HUB_OFFLINE="0")
     assert hub.heads["owner/sentiment"]["main"] != first
-    assert classify("owner/sentiment", first) == answers != classify("owner/sentiment")
+    pinned, newest = classify(f"owner/sentiment@{first}", "owner/sentiment")
+    assert pinned == answers != newest
 
 
 def test_model_and_tokenizer_push_themselves(hub, book_run):
@@ -96,7 +101,8 @@ AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("mine")
         "recurrence_rnnsent.py",
         "tokenizer.json",
     }
-    assert classify("owner/mine") == classify(book_run)
+    pushed, own = classify("owner/mine", book_run)
+    assert pushed == own
 
 
 def push_flags(reviews, output):
@@ -192,7 +198,7 @@ def test_space_that_the_readmes_commands_upload_answers(hub, book_run, tmp_path)
         assert any("Running on" in line for line in process.stdout)
         client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
         answer = client.predict("owner/sentiment", "a wonderful film", api_name="/classify")[0]
-        expected = classify(book_run)[0]
+        expected = classify(book_run)[0][0]
         assert answer["label"] == expected["label"]
         assert answer["confidences"][0]["confidence"] == pytest.approx(expected["score"], abs=1e-4)
     finally:

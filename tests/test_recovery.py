@@ -124,7 +124,7 @@ def test_interrupted_before_the_first_step_leaves_nothing(flags, tmp_path):
 @pytest.mark.slow
 def test_killed_anywhere_and_taken_up_again_ends_the_same(flags, undisturbed, tmp_path):
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
-    kills = int(os.environ.get("KILLS", 6))
+    kills = int(os.environ.get("KILLS", 4))
     print(f"KILL_SEED={seed} KILLS={kills}")
     generator = random.Random(seed)
     whole, seconds = undisturbed
