@@ -8,14 +8,12 @@ Trains a recurrent text classifier from a recipe:
 
 import math
 import sys
-import time
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
 import datasets
 import numpy as np
-import psutil
 import torch
 import transformers
 import yaml
@@ -458,8 +456,8 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
         write_model_card(
             folder, trainer.model, settings, recipe, results, sizes, pictures, mistakes, trainer.hub_model_id
         )
-    # Reading, tokenizing and measuring included, and of a run that was stopped what came since.
-    train_metrics |= {"train_samples": len(splits["train"]), "total_runtime": seconds_since_start()}
+    # Reading, tokenizing and measuring included, and of a run that was stopped all up to its checkpoint.
+    train_metrics |= {"train_samples": len(splits["train"]), "total_runtime": trainer.stopwatch.seconds()}
     # Last, since its presence says that the run is finished.
     trainer.save_metrics("train", train_metrics, combined=False)
     if trainer.args.push_to_hub:
@@ -471,11 +469,6 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
             print(f"A classifier starts from it with --model_name_or_path {trainer.args.output_dir}")
         else:
             show_examples(trainer, texts)
-
-
-def seconds_since_start() -> float:
-    """Of this process, importing included."""
-    return round(time.time() - psutil.Process().create_time(), 1)
 
 
 def find_and_show_mistakes(trainer: RNNSentTrainer, texts: LabeledTexts, splits, predictions) -> list[str]:

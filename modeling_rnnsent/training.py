@@ -2,17 +2,20 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
@@ -81,6 +84,18 @@ class _Steering(TrainerCallback):
         control.should_save = control.should_save or self.trainer.agree_to_stop()
 
 
+class _Stopwatch(TrainerCallback, ExportableState):
+    """Seconds of this process, importing included, and of those before it whose checkpoint the run goes on from."""
+
+    earlier = 0.0
+
+    def seconds(self) -> float:
+        return round(self.earlier + time.time() - psutil.Process().create_time(), 1)
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"earlier": self.seconds()}}
+
+
 class RNNSentTrainer(Trainer):
     """
     A `Trainer` with these differences.
@@ -115,6 +130,8 @@ class RNNSentTrainer(Trainer):
         self.objectives = Objectives(self.args, self.model)
         self.unlabeled_dataset = self.train_dataset if unlabeled_dataset is None else unlabeled_dataset
         self._unlabeled: Iterator[dict[str, torch.Tensor]] | None = None
+        self.stopwatch = _Stopwatch()
+        self.add_callback(self.stopwatch)
         self.add_callback(_Steering(self))
 
     def call_model_init(self, trial=None):
@@ -344,9 +361,13 @@ class RNNSentTrainer(Trainer):
         progress = super()._init_training_state(
             max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if resume_from_checkpoint is None:
+            return progress
+        if held := self.state.stateful_callbacks.get(_Stopwatch.__name__):
+            self.stopwatch.earlier = held["attributes"]["earlier"]
         for callback in self.callback_handler.callbacks:
             held = self.state.stateful_callbacks.get("EarlyStoppingCallback")
-            if resume_from_checkpoint is None or not isinstance(callback, EarlyStoppingCallback) or not held:
+            if not isinstance(callback, EarlyStoppingCallback) or not held:
                 continue
             # `Trainer` would begin to count anew.
             callback.early_stopping_patience_counter = held["attributes"]["early_stopping_patience_counter"]

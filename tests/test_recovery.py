@@ -93,7 +93,10 @@ def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, fla
         train(*flags, f"--output_dir={whole}")
     output = tmp_path / "run"
     process = start(*flags, f"--output_dir={output}")
+    until(output.exists, process)
+    began = time.monotonic()
     until(lambda: (output / "checkpoint-15").exists(), process)  # within the second epoch
+    seconds = time.monotonic() - began
     process.send_signal(signal.SIGINT)
     printed = "".join(process.communicate())
     assert process.returncode == 130 and "Traceback" not in printed
@@ -104,6 +107,8 @@ def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, fla
         assert "add --resume_from_checkpoint last to go on" in fails(*flags, f"--output_dir={output}")
     train(*flags, f"--output_dir={output}", RESUME)
     same(output, whole)
+    results = read(output / "train_results.json")
+    assert results["total_runtime"] >= seconds + results["train_runtime"]  # of both parts
     assert not (output / ".lock").exists() and not (output / ".unfinished").exists()
 
 
