@@ -563,6 +563,8 @@ def tokenize(
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
+        # It would be saved with the tokenizer, and the next split's place on the disk would depend on it.
+        tokenizer.backend_tokenizer.no_truncation()
         if in_pieces:  # in a word alone there is nothing to foretell
             ids = [row for row in ids if len(row) > 1]
         return {"input_ids": ids, "length": [len(row) for row in ids]}

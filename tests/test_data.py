@@ -314,6 +314,15 @@ def test_ids_lengths_and_order(tmp_path):
     assert sorted(zip(validation["length"], validation["labels"])) == sorted(expected)
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_tokenizing_leaves_the_tokenizer_as_it_was(in_pieces, tmp_path):
+    data = load(tmp_path)
+    tokenizer = build_tokenizer(data.texts())
+    rules = tokenizer.backend_tokenizer.to_str()
+    tokenize({"train": data.splits["train"]}, tokenizer, max_length=3, in_pieces=in_pieces)
+    assert tokenizer.backend_tokenizer.to_str() == rules  # what is saved cuts no text
+
+
 def test_language_models_read_no_single_words(tmp_path):
     (tmp_path / "texts.txt").write_text("a b c\n\nd\ne f\n\n\n" * 10)
     data = load_texts(DataArguments(task="language-modeling", train_file=str(tmp_path / "texts.txt")))
