@@ -163,7 +163,14 @@ class RNNSentRecurrence(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def flatten_parameters(self):
-        """Lays each direction's weights in one piece of memory, which cuDNN would copy them to at every call."""
+        """
+        Lays each direction's weights in one piece of memory, which cuDNN would copy them to at every call. Nothing is
+        done where they lie so already or another library runs the layer, nor can it be done in inference mode.
+        """
+        first = self.weight_ih_l0
+        is_cudnn = first.is_cuda and self.recurrence == "hidden" and torch.backends.cudnn.is_acceptable(first)
+        if not is_cudnn or self._flattened_at == first.data_ptr() or torch.is_inference_mode_enabled():
+            return
         name = {"rnn": f"RNN_{self.nonlinearity.upper()}"}.get(self.cell_type, self.cell_type.upper())
         mode = torch.backends.cudnn.rnn.get_cudnn_mode(name)
         for layer in range(self.num_layers):
@@ -174,7 +181,7 @@ class RNNSentRecurrence(nn.Module):
                     torch._cudnn_rnn_flatten_weight(
                         weights, len(weights), weights[0].shape[1], mode, self.hidden_size, 0, 1, True, False
                     )
-        self._flattened_at = self.weight_ih_l0.data_ptr()
+        self._flattened_at = first.data_ptr()
 
     def _weights(self, layer: int, direction: int) -> list[Tensor]:
         names = (
@@ -222,12 +229,8 @@ class RNNSentRecurrence(nn.Module):
             empty = state[0].new_zeros(batch_size, 0, output_size)
             return [empty] * self.num_layers, state[0], state if return_state else None
 
-        if input.is_cuda and self.recurrence == "hidden" and not torch.compiler.is_compiling():
-            may_flatten = (
-                torch.backends.cudnn.is_acceptable(self.weight_ih_l0) and not torch.is_inference_mode_enabled()
-            )
-            if may_flatten and self._flattened_at != self.weight_ih_l0.data_ptr():
-                self.flatten_parameters()
+        if input.is_cuda and not torch.compiler.is_compiling():
+            self.flatten_parameters()
         layout = None if lengths is None else self._layout(input, lengths)
         outputs, finals = [], []
         for layer in range(self.num_layers):

@@ -30,6 +30,7 @@ class TorchScorer:
     def __init__(self, model: RNNSentForSequenceClassification, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, model.config
         self.on_cpu = model.device.type == "cpu"
+        model.rnnsent.recurrence.flatten_parameters()  # in inference mode, in which it answers, it is too late
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[np.ndarray]) -> np.ndarray:
