@@ -563,8 +563,6 @@ def tokenize(
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        # It would be saved with the tokenizer, and the next split's place on the disk would depend on it.
-        tokenizer.backend_tokenizer.no_truncation()
         if in_pieces:  # in a word alone there is nothing to foretell
             ids = [row for row in ids if len(row) > 1]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
@@ -590,4 +588,5 @@ def tokenize(
             order = np.argsort(-np.array(rows["length"]), kind="stable")
             rows = rows.select(order).add_column("row", order)  # where each text stands in its split
         tokenized[name] = rows
+    tokenizer.backend_tokenizer.no_truncation()  # of its last call, or it would be saved with the tokenizer
     return DatasetDict(tokenized)
