@@ -201,7 +201,10 @@ def load_tokenizer(run: Run, texts: LabeledTexts):
         return from_main_process(lambda: build_tokenizer(texts.texts(), **run.data.tokenizer_options))
     keep_source(name, run)
     with loading("tokenizer", name):
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer {name!r} is {type(tokenizer).__name__}, written in Python: give a fast one.")
+    return tokenizer
 
 
 def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDict:

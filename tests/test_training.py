@@ -18,7 +18,7 @@ from conftest import ROOT, SMALL, make_reviews, run, train
 from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn import metrics
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, CanineTokenizer, pipeline
 
 from modeling_rnnsent import RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import parse_run
@@ -279,6 +279,8 @@ def test_a_model_that_cannot_be_gone_on_from_is_named(book_run, reviews, tmp_pat
     shutil.copytree(book_run, broken, ignore=shutil.ignore_patterns("checkpoint-*"))
     (broken / "tokenizer.json").write_bytes((book_run / "tokenizer.json").read_bytes()[:500])
     assert f"cannot load the tokenizer '{broken}'" in fails(f"--model_name_or_path={broken}", *data)
+    CanineTokenizer().save_pretrained(tmp_path / "slow")
+    assert "CanineTokenizer, written in Python" in fails(f"--tokenizer_name={tmp_path / 'slow'}", *data)
     other = [f"--model_name_or_path={book_run}", *data]
     assert "does not fit the settings given" in fails(*other, "--hidden_size=32")
 
