@@ -196,7 +196,7 @@ def train(run: Run):
 
 
 def load_tokenizer(run: Run, texts: LabeledTexts):
-    name = run.data.tokenizer_name or run.model.model_name_or_path
+    name = run.tokenizer_name
     if name is None:
         return from_main_process(lambda: build_tokenizer(texts.texts(), **run.data.tokenizer_options))
     keep_source(name, run)

@@ -289,11 +289,18 @@ class Run:
     given: set[str]
     training_settings: dict[str, Any]
 
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Directory or Hub id of the tokenizer that the run takes over; None where it builds one."""
+        return self.data.tokenizer_name or self.model.model_name_or_path
+
     def settings(self, config: RNNSentConfig | None) -> dict[str, Any]:
         """Every setting, those of `config` (None: the ones given) included, as a recipe that gives this run again."""
         model = {item.name: getattr(config or self.model, item.name, None) for item in fields(self.model)}
         model |= {name: getattr(self.model, name) for name in ("model_name_or_path", "word_vectors")}
         data = {item.name: getattr(self.data, item.name) for item in fields(self.data)}
+        if self.tokenizer_name is not None:  # its words are not this run's choice
+            data = {name: value for name, value in data.items() if name not in self.data.tokenizer_options}
         return {name: value for name, value in {**model, **data, **self.training_settings}.items() if value is not None}
 
 

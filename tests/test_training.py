@@ -271,6 +271,9 @@ def test_goes_on_from_a_trained_model(book_run, reviews, tmp_path):
     torch.testing.assert_close(second.state_dict(), first.state_dict())
     vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (book_run, tmp_path / "run")]
     assert vocabularies[0] == vocabularies[1]
+    # How a vocabulary is built is said by the run that built it alone.
+    said = [yaml.safe_load((folder / "recipe.yaml").read_text()).keys() for folder in (book_run, tmp_path / "run")]
+    assert {"min_frequency", "keep_punctuation"} <= said[0] - said[1]
 
 
 def test_a_model_that_cannot_be_gone_on_from_is_named(book_run, reviews, tmp_path):
