@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from scipy.stats import binomtest
-from sklearn.metrics import auc, confusion_matrix, roc_curve
+from sklearn.metrics import auc, confusion_matrix, f1_score, roc_curve
 
 from .data import Labels
 from .explaining import Explainer
@@ -24,8 +24,9 @@ from .tokenization import HTML_TAG
 
 TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
 RELIABILITY, ROC = "reliability.png", "roc.png"
+BY_LABEL, VALUES = "f1_by_label.png", "predicted_values.png"
 MODEL_CARD = "README.md"
-REPORTS = (MODEL_CARD, TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC)
+REPORTS = (MODEL_CARD, TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC, BY_LABEL, VALUES)
 # Beyond so many classes the confusion matrix grows no more and shows their numbers at intervals, in place of names.
 NAMED_CLASSES = 40
 # Texts shown among the most confident mistakes, and how much of each.
@@ -166,6 +167,41 @@ def draw_roc(predictions: Predictions, names: list[str], path: Path):
     figure.savefig(path, dpi=120)
 
 
+def draw_f1_by_label(predictions: Predictions, names: list[str], path: Path):
+    """F1 of every label, of many those that most texts have, and the number of these texts."""
+    truth, guesses = predictions.labels.astype(int), predictions.probabilities >= 0.5
+    scores = np.array([f1_score(*columns, zero_division=0) for columns in zip(truth.T, guesses.T)])
+    counts = truth.sum(axis=0)
+    shown = np.sort(np.argsort(-counts, kind="stable")[:NAMED_CLASSES])
+    figure = Figure(figsize=(6, 1.4 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(range(len(shown)), scores[shown])
+    axes.bar_label(bars, [f"{scores[index]:.2f} ({counts[index]:,})" for index in shown], padding=3)
+    axes.set(title="F1 of each label", xlabel="F1 (texts that have the label)", xlim=(0, 1.25))
+    axes.set(xticks=np.linspace(0, 1, 6), yticks=range(len(shown)))
+    axes.set_yticklabels([names[index] for index in shown], parse_math=False)
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def draw_values(predictions: Predictions, path: Path):
+    """Predicted against true values: points, or where there are many how many lie where."""
+    guesses, truth = predictions.probabilities.ravel(), predictions.labels.ravel()
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    if len(truth) > 1000:
+        cells = axes.hexbin(truth, guesses, gridsize=40, bins="log", mincnt=1, cmap="Blues")
+        figure.colorbar(cells, label="texts", shrink=0.8)
+    else:
+        axes.plot(truth, guesses, "o", markersize=4, alpha=0.5, markeredgewidth=0)
+    ends = [min(truth.min(), guesses.min()), max(truth.max(), guesses.max())]
+    axes.plot(ends, ends, ":", color="gray", label="as it should be")
+    axes.set(title="Predicted and true values", xlabel="true", ylabel="predicted")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def find_mistakes(predictions: Predictions, number: int = MISTAKES) -> np.ndarray:
     """Rows of the texts with the most confident wrong answers, the surest first."""
     wrong = np.flatnonzero(predictions.probabilities.argmax(axis=1) != predictions.labels)
@@ -244,21 +280,26 @@ def write_pictures(
     draw_training_curves(log_history, folder / TRAINING_CURVES)
     if labels is None:
         return {TRAINING_CURVES: "Loss over training"}
+    if labels.problem_type == "regression":
+        draw_values(predictions, folder / VALUES)
+        return {TRAINING_CURVES: "Loss and error over training", VALUES: "Predicted and true values"}
+    fonts, names = drawable(labels.names)
     pictures = {TRAINING_CURVES: "Loss and accuracy over training"}
-    if labels.problem_type == "single_label_classification":
-        fonts, names = drawable(labels.names)
+    if labels.problem_type == "multi_label_classification":
         with rc_context({"font.family": fonts}):
-            draw_confusion_matrix(predictions, names, folder / CONFUSION_MATRIX)
-            draw_roc(predictions, names, folder / ROC)
-        draw_accuracy_by_length(predictions, folder / BY_LENGTH)
-        draw_reliability(predictions, folder / RELIABILITY)
-        pictures |= {
-            CONFUSION_MATRIX: "Confusion matrix",
-            RELIABILITY: "Reliability diagram",
-            ROC: "Receiver operating characteristic",
-            BY_LENGTH: "Accuracy against length",
-        }
-    return pictures
+            draw_f1_by_label(predictions, names, folder / BY_LABEL)
+        return pictures | {BY_LABEL: "F1 of each label"}
+    with rc_context({"font.family": fonts}):
+        draw_confusion_matrix(predictions, names, folder / CONFUSION_MATRIX)
+        draw_roc(predictions, names, folder / ROC)
+    draw_accuracy_by_length(predictions, folder / BY_LENGTH)
+    draw_reliability(predictions, folder / RELIABILITY)
+    return pictures | {
+        CONFUSION_MATRIX: "Confusion matrix",
+        RELIABILITY: "Reliability diagram",
+        ROC: "Receiver operating characteristic",
+        BY_LENGTH: "Accuracy against length",
+    }
 
 
 def write_model_card(

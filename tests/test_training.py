@@ -224,18 +224,34 @@ def test_pictures_of_many_classes_and_of_prices(tmp_path):
             assert "confusion_matrix.png" in write_pictures(tmp_path, [], predictions, labels)
         with Image.open(tmp_path / "confusion_matrix.png") as picture:
             assert max(picture.size) < 4000
+        of_several = Predictions(scores, (scores > 0.3).astype(float), predictions.lengths)
+        assert "f1_by_label.png" in write_pictures(
+            tmp_path, [], of_several, Labels("multi_label_classification", names)
+        )
+        with Image.open(tmp_path / "f1_by_label.png") as picture:
+            assert max(picture.size) < 4000
 
 
 @pytest.mark.parametrize(
-    ("labels", "expected", "keys"),
+    ("labels", "expected", "key", "picture"),
     [
-        (lambda frame: frame["label"].map({0: ["bad"], 1: ["good", "nice"]}), ["bad", "good", "nice"], "accuracy"),
-        (lambda frame: frame["label"] * 2.0 - 0.5, ["value"], "pearson"),
-        (lambda frame: [("low", "high", "mid")[i % 3] for i in range(len(frame))], ["high", "low", "mid"], "f1"),
+        (
+            lambda frame: frame["label"].map({0: ["bad"], 1: ["good", "nice"]}),
+            ["bad", "good", "nice"],
+            "accuracy",
+            "f1_by_label",
+        ),
+        (lambda frame: frame["label"] * 2.0 - 0.5, ["value"], "pearson", "predicted_values"),
+        (
+            lambda frame: [("low", "high", "mid")[i % 3] for i in range(len(frame))],
+            ["high", "low", "mid"],
+            "f1",
+            "confusion_matrix",
+        ),
     ],
     ids=["multi-label", "regression", "three classes"],
 )
-def test_other_kinds_of_labels_train_and_load(labels, expected, keys, tmp_path):
+def test_other_kinds_of_labels_train_and_load(labels, expected, key, picture, tmp_path):
     frame = make_reviews(120)
     frame["label"] = labels(frame)
     frame.to_json(tmp_path / "data.jsonl", orient="records", lines=True)
@@ -248,9 +264,12 @@ def test_other_kinds_of_labels_train_and_load(labels, expected, keys, tmp_path):
         "--test_size=0.2",
         f"--output_dir={tmp_path / 'run'}",
     )
-    assert f"test_{keys}" in read(tmp_path / "run" / "test_results.json")
-    names = {path.name for path in (tmp_path / "run").glob("*.png")}
-    assert ("confusion_matrix.png" in names) == (keys == "f1") and "training_curves.png" in names
+    assert f"test_{key}" in read(tmp_path / "run" / "test_results.json")
+    names = {path.stem for path in (tmp_path / "run").glob("*.png")}
+    kinds = {"confusion_matrix", "f1_by_label", "predicted_values", "training_curves"}
+    assert names & kinds == {picture, "training_curves"}
+    with Image.open(tmp_path / "run" / f"{picture}.png") as drawn:
+        assert drawn.width > 300
     model = RNNSentForSequenceClassification.from_pretrained(tmp_path / "run")
     assert list(model.config.id2label.values()) == expected
     ModelCard.load(tmp_path / "run" / "README.md")
