@@ -18,6 +18,8 @@ from .errors import InputError
 
 # What the tokenizer decides. The rest of the config's own fields are flags.
 _NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
+# Where they are not given, `train.py` finds them out: from the number of n-grams, and on the validation split.
+_FOUND_OUT = {"ngram_buckets", "ngram_weight", "temperature"}
 
 
 @dataclass
@@ -112,11 +114,12 @@ class DataArguments:
         return {name: getattr(self, name) for name in ("max_vocab_size", "min_frequency", "keep_punctuation")}
 
 
-# What says which data a run reads. A flag that names any of these replaces all of them in the recipe.
-DATA_SOURCE_FIELDS = (
-    "dataset_name",
+# What names the data a run learns from. A flag that does replaces all that the recipe says of its data:
+_DATA_NAMES = {"dataset_name", "train_file"}
+# what it is, what else belongs to it, and how much of it is read.
+_DATA_FIELDS = {
+    *_DATA_NAMES,
     "dataset_config_name",
-    "train_file",
     "validation_file",
     "test_file",
     "unlabeled_split",
@@ -124,15 +127,24 @@ DATA_SOURCE_FIELDS = (
     "text_column_name",
     "label_column_name",
     "holdout_block_size",
-)
-# How much of it: in a recipe, this goes with them.
-DATA_LIMIT_FIELDS = ("max_train_samples", "max_eval_samples", "max_test_samples")
+    "max_train_samples",
+    "max_eval_samples",
+    "max_test_samples",
+}
 
 
 @dataclass
 class RNNSentTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` and what a run needs beside them."""
 
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Directory that the run is written to. Default: runs/ and the recipe's name."},
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Go on from this checkpoint: its directory, or `last` for the last whole one in output_dir."},
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DistributedDataParallel looks for unused parameters. There are none."}
     )
@@ -228,7 +240,8 @@ def _model_argument_fields() -> list[tuple[str, Any, Any]]:
         default = RNNSentConfig.__dataclass_fields__[name].default
         kind = annotation if get_origin(annotation) is Literal else float if isinstance(default, float) else annotation
         text = " ".join(helps[name].replace("%", "%%").split())
-        metadata = {"help": f"{text} Default: {default!r}."}
+        told = "chosen on the data at hand" if name in _FOUND_OUT else repr(default)
+        metadata = {"help": f"{text} Default: {told}."}
         if kind is bool:
             metadata |= {"nargs": "?", "const": True}  # `--bidirectional` alone says yes
         result.append((name, kind | None, field(default=None, metadata=metadata)))
@@ -354,12 +367,19 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Leaves a default of None out: what it stands for is told in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parse_run(argv: list[str] | None = None) -> Run:
     """
     Reads `train.py`'s command line: `[RECIPE.yaml] [--field value ...]`.
 
-    A recipe's keys are the names of the flags, all in one flat mapping. A flag beats the recipe; a flag that names data
-    replaces all of the recipe's data.
+    A recipe's keys are the names of the flags, all in one flat mapping. A flag beats the recipe; `--dataset_name`
+    and `--train_file` replace all that the recipe says of its data.
 
     Args:
         argv (`list[str]`, *optional*): Arguments without the program's name. None: `sys.argv[1:]`.
@@ -377,6 +397,7 @@ def parse_run(argv: list[str] | None = None) -> Run:
         (ModelArguments, DataArguments, RNNSentTrainingArguments),
         prog="train.py",
         usage="train.py [RECIPE.yaml] [--field value ...]",
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -390,8 +411,8 @@ def parse_run(argv: list[str] | None = None) -> Run:
     for flag in given:
         if flag not in known and flag.removeprefix("no_") not in known:
             raise InputError(f"unknown flag --{flag}.{_nearest(flag, known, '--')}")
-    if given & set(DATA_SOURCE_FIELDS):
-        recipe = {key: value for key, value in recipe.items() if key not in DATA_SOURCE_FIELDS + DATA_LIMIT_FIELDS}
+    if given & _DATA_NAMES:
+        recipe = {key: value for key, value in recipe.items() if key not in _DATA_FIELDS}
 
     given |= recipe.keys()
     # Made before the run's own: every new one resets the state that `accelerate` keeps for the process.

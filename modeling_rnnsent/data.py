@@ -171,7 +171,7 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
     if (arguments.dataset_name is None) == (arguments.train_file is None):
         raise InputError(
             "name the data by exactly one of dataset_name and train_file, or give a recipe that does, first of all: "
-            "train.py configuration/default.yaml (a flag that names data replaces all of the recipe's data)."
+            "train.py configuration/default.yaml."
         )
     if arguments.train_file is not None:
         for name in ("dataset_config_name", "unlabeled_split"):

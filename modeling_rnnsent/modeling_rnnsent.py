@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
+from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple, is_tracing, logging
 
 from .configuration_rnnsent import RNNSentConfig
@@ -47,12 +47,13 @@ class RNNSentModelOutput(ModelOutput):
 @dataclass
 class RNNSentClassifierOutput(ModelOutput):
     """
-    Output of [`RNNSentForSequenceClassification`].
+    Output of [`RNNSentForSequenceClassification`] and [`RNNSentForTokenClassification`].
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
             Cross-entropy, binary cross-entropy over labels or mean squared error, by `config.problem_type`.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, or, of tokens, `(batch_size,
+            sequence_length, num_labels)`):
             Scores before softmax (or sigmoid, for multi-label). The one-unit sigmoid head gives `[0, z]`.
         state (`tuple[torch.FloatTensor]`, *optional*, returned with `use_cache=True`):
             Final state, as in [`RNNSentModelOutput`].
@@ -252,6 +253,13 @@ class RNNSentPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+
+    def _check_reads_on(self, state: tuple[Tensor, ...] | None):
+        """Raises where a text is to be read on by a direction that starts from its end."""
+        if state is not None and self.config.bidirectional:
+            raise ValueError(
+                "`state` needs `bidirectional=False`, got True: read in pieces, a text has other answers than in one."
+            )
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         if self.config.input_encoding == "one_hot" and new_num_tokens is not None:
@@ -495,6 +503,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         Returns:
             [`RNNSentClassifierOutput`], or a tuple of its values with `return_dict=False`.
         """
+        self._check_reads_on(state)
         past, reads_ngrams = None, self.ngrams is not None and not self.training
         if reads_ngrams and state is not None:
             state, past = state[: -RNNSentNgrams.num_states], state[-RNNSentNgrams.num_states :]
@@ -551,32 +560,37 @@ class RNNSentForTokenClassification(RNNSentPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         state: tuple[Tensor, ...] | None = None,
         labels: Tensor | None = None,
+        use_cache: bool = False,
         output_hidden_states: bool | None = None,
         **kwargs,
-    ) -> TokenClassifierOutput:
+    ) -> RNNSentClassifierOutput:
         """
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Class indices; -100 where a token does not count, as at padding.
+            use_cache (`bool`, *optional*, defaults to `False`):
+                Whether the final state is returned.
 
         The other arguments are those of [`RNNSentModel.forward`].
 
         Returns:
-            [`~transformers.modeling_outputs.TokenClassifierOutput`] with `logits` of shape `(batch_size,
-            sequence_length, num_labels)`, or a tuple of its values with `return_dict=False`.
+            [`RNNSentClassifierOutput`], or a tuple of its values with `return_dict=False`.
         """
+        self._check_reads_on(state)
         outputs = self.rnnsent(
             input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             state=state,
-            use_cache=False,
+            use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
         logits = self.classifier(outputs.last_hidden_state)
         loss = self.loss_function(logits, labels, self.config, **kwargs) if labels is not None else None
-        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return RNNSentClassifierOutput(
+            loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states
+        )
 
 
 class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):

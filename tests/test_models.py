@@ -162,6 +162,23 @@ def test_state_in_reads_on_where_state_out_ended(cell_type):
     torch.testing.assert_close(output.logits, whole)
 
 
+def test_tokens_are_classified_in_pieces_as_in_one():
+    model = make(RNNSentForTokenClassification, num_hidden_layers=2)
+    batch = make_batch([9, 9])["input_ids"]
+    first = model(batch[:, :4], use_cache=True)
+    second = model(batch[:, 4:], state=first.state)
+    torch.testing.assert_close(torch.cat((first.logits, second.logits), dim=1), model(batch).logits)
+    assert second.state is None
+
+
+@pytest.mark.parametrize("kind", [RNNSentForSequenceClassification, RNNSentForTokenClassification])
+def test_two_directions_read_no_pieces(kind):
+    model, batch = make(kind, bidirectional=True), make_batch([9, 9])["input_ids"]
+    state = model(batch, use_cache=True).state
+    with pytest.raises(ValueError, match="`state` needs `bidirectional=False`"):
+        model(batch, state=state)
+
+
 def test_one_hot_equals_one_hot_vectors_and_refuses_resizing():
     model = make(RNNSentForSequenceClassification, input_encoding="one_hot")
     batch = make_batch([5, 2])

@@ -363,15 +363,18 @@ class TestRecipesAndFlags:
         assert (parsed.training.learning_rate, parsed.training.seed) == (0.01, 3)
         assert parse_run(["--bidirectional"]).model.bidirectional is True
 
-    def test_a_data_flag_replaces_all_of_the_recipes_data(self, tmp_path):
+    def test_a_flag_that_names_data_replaces_all_of_the_recipes_data(self, tmp_path):
         source = {"dataset_name": "some/data", "text_column_name": "review", "max_train_samples": 100}
+        source |= {"holdout_block_size": 50, "unlabeled_split": "more"}
         path = self.recipe(tmp_path, **source, validation_size=0.2)
         assert parse_run([path]).data.dataset_name == "some/data"
         data = parse_run([path, "--train_file", "mine.csv"]).data
         assert (data.dataset_name, data.text_column_name, data.train_file) == (None, "text", "mine.csv")
         assert data.max_train_samples is None and data.validation_size == 0.2  # how to split is not where from
-        data = parse_run([path, "--max_train_samples", "50"]).data
-        assert (data.dataset_name, data.max_train_samples) == ("some/data", 50)
+        assert (data.holdout_block_size, data.unlabeled_split) == (parse_run([]).data.holdout_block_size, None)
+        data = parse_run([path, "--max_train_samples", "50", "--holdout_block_size", "9", "--test_file", "t.csv"]).data
+        assert (data.dataset_name, data.max_train_samples, data.holdout_block_size) == ("some/data", 50, 9)
+        assert (data.text_column_name, data.test_file, data.unlabeled_split) == ("review", "t.csv", "more")
 
     def test_numbers_as_yaml_reads_them(self, tmp_path):
         (tmp_path / "recipe.yaml").write_text(
