@@ -50,7 +50,11 @@ class DataArguments:
     validation_file: str | None = field(default=None, metadata={"help": "Validation examples, likewise."})
     test_file: str | None = field(default=None, metadata={"help": "Test examples, likewise."})
     unlabeled_split: str | None = field(
-        default=None, metadata={"help": "Split of the data set whose texts, without labels, join the vocabulary."}
+        default=None,
+        metadata={
+            "help": "Split of the data set whose texts, without labels, join the vocabulary (for language modeling: the "
+            "training texts)."
+        },
     )
     unlabeled_file: str | None = field(
         default=None, metadata={"help": "File with such texts: .txt (one a line) or a format of `train_file`."}

@@ -1,4 +1,4 @@
-"""Texts and labels from a data set or files: read, checked, split, and turned into padded batches of ids."""
+"""Texts and labels from a data set or files: read, checked, split, and turned into rows of ids."""
 
 import importlib.util
 import math

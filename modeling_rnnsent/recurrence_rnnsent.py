@@ -9,7 +9,7 @@ keeps it.
 On a CPU most of the padding is not computed either: where lengths differ, the batch is sorted and cut in time
 (`layout_rnnsent`). torch's own kernel runs each segment; Elman and GRU layers, for which torch has none to train, run
 by `cells_rnnsent`. On a GPU the padded batch goes to cuDNN, and an exported graph takes the plain formulas. This file
-travels with every checkpoint and imports torch alone.
+travels with every checkpoint and imports torch and its neighbours alone.
 """
 
 import math

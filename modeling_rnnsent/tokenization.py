@@ -52,7 +52,7 @@ def build_tokenizer(
     Khmer), as Chinese characters are in BERT. Ids go by falling frequency, after `<pad>` (0) and `<unk>` (1).
 
     Args:
-        texts (`Iterable[str]`): The texts whose words make the vocabulary: the training split's.
+        texts (`Iterable[str]`): The texts whose words make the vocabulary: those for training, with labels or without.
         max_vocab_size (`int`, *optional*): Largest number of tokens, the two special ones counted. None: no limit.
         min_frequency (`int`, *optional*, defaults to 1): Words that occur less often become `<unk>`.
         keep_punctuation (`bool`, *optional*, defaults to `False`): Whether every other punctuation mark and symbol is a
