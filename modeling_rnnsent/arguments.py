@@ -52,8 +52,8 @@ class DataArguments:
     unlabeled_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of the data set whose texts, without labels, join the vocabulary (for language modeling: the "
-            "training texts)."
+            "help": "Split of the data set whose texts, without labels, join the vocabulary (for language modeling: "
+            "the training texts)."
         },
     )
     unlabeled_file: str | None = field(

@@ -1,4 +1,4 @@
-"""Configuration of RNNSent models. This file travels with every checkpoint; it imports transformers and its huggingface_hub."""
+"""Configuration of RNNSent models. This file travels with every checkpoint and imports transformers and its Hub library."""
 
 import os
 from typing import Literal
