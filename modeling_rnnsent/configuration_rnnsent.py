@@ -1,4 +1,8 @@
-"""Configuration of RNNSent models. This file travels with every checkpoint and imports transformers and its Hub library."""
+"""
+Configuration of RNNSent models.
+
+This file travels with every checkpoint and imports transformers and the Hub library below it.
+"""
 
 import os
 from typing import Literal
