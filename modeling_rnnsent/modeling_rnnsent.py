@@ -710,20 +710,20 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         else:
             is_pair = torch.ones_like(labels[:, 1:], dtype=torch.bool)
         shifted = [(directions[0][:, :-1], labels[:, 1:]), *((part[:, 1:], labels[:, :-1]) for part in directions[1:])]
-        predicted = []
+        total, count = 0.0, 0
         for direction, (hidden_states, targets) in enumerate(shifted):
             counts = (is_pair & (targets != -100)).flatten().nonzero().squeeze(1)
-            hidden_states = hidden_states.flatten(0, 1).index_select(0, counts)
-            predicted.append((self._project(hidden_states, direction), targets.flatten()[counts]))
-        if self._samples:
-            hidden_states, targets = map(torch.cat, zip(*predicted))
-            weight, samples = self.lm_head.weight, self.config.sampled_softmax_size
-            total = sampled_cross_entropy(hidden_states, targets, weight, samples)
-        else:  # one direction at a time: the scores of all words take much memory
-            total = sum(F.cross_entropy(self.lm_head(part).float(), goal, reduction="sum") for part, goal in predicted)
+            hidden_states = self._project(hidden_states.flatten(0, 1).index_select(0, counts), direction)
+            targets = targets.flatten()[counts]
+            if self._samples:
+                weight, samples = self.lm_head.weight, self.config.sampled_softmax_size
+                total = total + sampled_cross_entropy(hidden_states, targets, weight, samples)
+            else:
+                total = total + F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
+            count += len(counts)
         if num_items_in_batch is not None:  # of all batches of an update: gradient accumulation
             return total / len(shifted) / num_items_in_batch
-        return total / max(sum(len(targets) for _, targets in predicted), 1)
+        return total / max(count, 1)
 
     def generate(self, *args, **kwargs):
         if self.config.bidirectional:
