@@ -383,7 +383,7 @@ def parse_run(argv: list[str] | None = None) -> Run:
     Reads `train.py`'s command line: `[RECIPE.yaml] [--field value ...]`.
 
     A recipe's keys are the names of the flags, all in one flat mapping. A flag beats the recipe; `--dataset_name`
-    and `--train_file` replace all that the recipe says of its data.
+    and `--train_file` replace the recipe's data, but for the shares held out.
 
     Args:
         argv (`list[str]`, *optional*): Arguments without the program's name. None: `sys.argv[1:]`.

@@ -90,7 +90,7 @@ def _add_predict(commands):
     command.add_argument("--output", help="file to write, .jsonl or .csv, in the order of the input")
     command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
     command.add_argument("--split", help="split of a data set (default: test)")
-    command.add_argument("--overwrite", action="store_true", help="replace the output instead of going on with it")
+    command.add_argument("--overwrite", action="store_true", help="replace a finished output")
     command.add_argument("--num_threads", type=int, help="CPU cores of a process (default: all)")
 
 

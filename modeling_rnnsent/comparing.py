@@ -38,7 +38,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         split = "test" if (folder / "test_results.json").exists() else "eval"
         measured = json.loads((folder / f"{split}_results.json").read_text(encoding="utf-8"))
         training = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = dict(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
         results = {"run": str(folder), "split": "validation" if split == "eval" else split}
         results["texts"] = measured[f"{split}_samples"]
         results |= {name: measured[f"{split}_{name}"] for name in _METRICS if f"{split}_{name}" in measured}
