@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from .arguments import Run, parse_run
@@ -57,8 +57,8 @@ def tune_recipe(
 
     Each training is with other settings, chosen by what the ones before it gave on the validation split (TPE), and is
     stopped early where it falls behind the others. What was tried is kept in `output/study.db`: started again, the
-    search goes on. A recipe's n-grams are left out of the search, which compares recurrent layers, and stand in the
-    recipe written; the test split takes no part.
+    search goes on. A recipe's n-grams and word vectors are left out of the search, which compares recurrent layers from
+    a random start, and stand in the recipe written; the test split takes no part.
 
     Args:
         recipe (`str`): Recipe to start from.
@@ -85,6 +85,11 @@ def tune_recipe(
     run = parse_run([recipe, *flags, f"--output_dir={folder / 'trials'}"])
     if run.data.task != "text-classification" or run.model.model_name_or_path is not None:
         raise InputError("rnnsent tune is for a classifier that starts at random: no language model, no trained one.")
+    if run.tokenizer_name is not None or run.training.needs_unlabeled_texts or run.training.teacher_name_or_path:
+        raise InputError(
+            "rnnsent tune makes the tokenizer and learns from labels: no tokenizer_name, no teacher, and no "
+            "term for texts without labels."
+        )
     use_threads(run.training)
     settings = run.settings(None)  # before the search changes what it needs to
     logging.set_verbosity_error()
@@ -175,7 +180,7 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
         set_seed(arguments.seed)  # as `Trainer` does when it is given a model: the recipe written is to give the same
         return model
 
-    return RNNSentTrainer(
+    trainer = RNNSentTrainer(
         model_init=make_model,
         args=arguments,
         train_dataset=splits["train"],
@@ -184,6 +189,8 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
         data_collator=PaddingCollator(tokenizer.pad_token_id),
         compute_metrics=metrics_for(texts.labels),
     )
+    trainer.remove_callback(PrinterCallback)  # standard output is for the result
+    return trainer
 
 
 def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
@@ -195,7 +202,10 @@ def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> 
     settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
     given = run.settings(None)  # the recipe's with the flags; what only the search had is not in it
     own = {"output_dir", "save_strategy", "load_best_model_at_end", "eval_strategy", "disable_tqdm"}
-    settings = {name: value for name, value in settings.items() if name in given or name in own}
+    # By a flag, what the recipe says of its data may be gone, and other settings have other values.
+    settings = {
+        name: value if name in own else given[name] for name, value in settings.items() if name in {*given, *own}
+    }
     flagged = names_of(flags) - own
     settings |= {name: given[name] for name in flagged if name in given}
     settings |= best.params

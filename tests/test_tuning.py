@@ -30,7 +30,10 @@ def interrupt_after_the_first_trial(process):
 def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp_path):
     output = tmp_path / "tuned"
     files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
-    command = [RNNSENT, "tune", "configuration/default.yaml", f"--output={output}", "--minutes=5", "--trials=5"]
+    # What the recipe says of its own data is not that of the files.
+    start = tmp_path / "start.yaml"
+    start.write_text((ROOT / "configuration" / "default.yaml").read_text() + "text_column_name: review\n")
+    command = [RNNSENT, "tune", start, f"--output={output}", "--minutes=5", "--trials=5"]
     command += [*files, "--embedding_size=16", "--num_threads=1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     status, printed = interrupt_after_the_first_trial(process)
@@ -48,10 +51,13 @@ def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp
         refused = run(*command, *other, check=False)
         assert refused.returncode == 1 and "holds a search with" in refused.stderr
     assert (output / "recipe.yaml").read_text() == written and not (output / "trials").exists()
+    best = json.loads(run(*command, "--trials=6", "--json").stdout)  # of a search, nothing else on standard output
+    assert best["trainings"] == ended(output) == 6
     study = optuna.load_study(study_name="rnnsent", storage=f"sqlite:///{output / 'study.db'}")
     recipe = yaml.safe_load((output / "recipe.yaml").read_text())
     assert {name: recipe[name] for name in study.best_params} == study.best_params == best["settings"]
     assert recipe["ngram_order"] == 3 and recipe["train_file"] == str(reviews / "train.csv")
+    assert recipe["text_column_name"] == "text"
     assert "dataset_name" not in recipe and recipe["load_best_model_at_end"] and not (output / "trials").exists()
     # The best run's own evaluation comes again when the recipe is trained.
     train(output / "recipe.yaml", f"--output_dir={tmp_path / 'run'}", "--num_threads=1", "--ngram_order=0")
@@ -65,6 +71,8 @@ def test_what_cannot_be_searched_is_said(tmp_path):
         (["configuration/pretrain.yaml"], "no language model"),
         (["configuration/default.yaml", "--hiden_size=3"], "unknown flag --hiden_size"),
         (["configuration/default.yaml", "--minutes=0"], "must be positive"),
+        (["configuration/default.yaml", "--tokenizer_name=runs/other"], "no tokenizer_name"),
+        (["configuration/default.yaml", "--entropy_weight=1"], "no term for texts without labels"),
     ):
         result = run(RNNSENT, "tune", *flags, f"--output={tmp_path / 'tuned'}", check=False)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
