@@ -29,6 +29,8 @@ MODEL_CARD = "README.md"
 REPORTS = (MODEL_CARD, TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC, BY_LABEL, VALUES)
 # Beyond so many classes the confusion matrix grows no more and shows their numbers at intervals, in place of names.
 NAMED_CLASSES = 40
+# Of a class's name so many are drawn: longer ones would leave the picture no room.
+LETTERS = 30
 # Texts shown among the most confident mistakes, and how much of each.
 MISTAKES, MISTAKE_WORDS = 5, 80
 _METRIC_TYPES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
@@ -283,7 +285,7 @@ def write_pictures(
     if labels.problem_type == "regression":
         draw_values(predictions, folder / VALUES)
         return {TRAINING_CURVES: "Loss and error over training", VALUES: "Predicted and true values"}
-    fonts, names = drawable(labels.names)
+    fonts, names = drawable([name[:LETTERS] + "…" * (len(name) > LETTERS) for name in labels.names])
     pictures = {TRAINING_CURVES: "Loss and accuracy over training"}
     if labels.problem_type == "multi_label_classification":
         with rc_context({"font.family": fonts}):

@@ -216,18 +216,22 @@ def test_what_turns_out_to_be_unusable_is_one_line(reviews, tmp_path, flags, mes
 
 def test_pictures_of_many_classes_and_of_prices(tmp_path):
     generator = np.random.default_rng(0)
-    for names in ([f"class {index}" for index in range(300)], ["$5_$10", "$10 {x} $"], ["差评", "好评"]):
+    for names in (
+        [f"class {index}" for index in range(300)],
+        ["$5_$10", "$10 {x} $"],
+        ["差评", "好评"],
+        ["long " * 20, "b"],
+    ):
         scores = generator.dirichlet(np.ones(len(names)), 400)
         predictions = Predictions(scores, generator.integers(0, len(names), 400), np.full(400, 9))
         labels = Labels("single_label_classification", names)
         with warnings.catch_warnings(action="error", category=UserWarning):  # of letters that the font lacks
             assert "confusion_matrix.png" in write_pictures(tmp_path, [], predictions, labels)
+            of_several = Predictions(scores, (scores > 0.3).astype(float), predictions.lengths)
+            labels = Labels("multi_label_classification", names)
+            assert "f1_by_label.png" in write_pictures(tmp_path, [], of_several, labels)
         with Image.open(tmp_path / "confusion_matrix.png") as picture:
             assert max(picture.size) < 4000
-        of_several = Predictions(scores, (scores > 0.3).astype(float), predictions.lengths)
-        assert "f1_by_label.png" in write_pictures(
-            tmp_path, [], of_several, Labels("multi_label_classification", names)
-        )
         with Image.open(tmp_path / "f1_by_label.png") as picture:
             assert max(picture.size) < 4000
 
