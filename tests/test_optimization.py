@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from test_distributed import free_port
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
@@ -218,6 +219,7 @@ from transformers import set_seed
 import modeling_rnnsent.training as training
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
+from modeling_rnnsent.launching import process_group
 from modeling_rnnsent.padding import PaddingCollator
 
 training.LAZY_ELEMENTS = int(sys.argv[1])
@@ -239,12 +241,19 @@ arguments = RNNSentTrainingArguments(
     use_cpu=True,
     num_threads=1,
 )
-trainer = training.RNNSentTrainer(
-    model, arguments, train_dataset=Dataset.from_list(rows), data_collator=PaddingCollator(0)
-)
-trainer.train()
-assert trainer.state.global_step == 24, trainer.state.global_step
-trainer.save_final_model()
+
+
+def train():
+    trainer = training.RNNSentTrainer(
+        model, arguments, train_dataset=Dataset.from_list(rows), data_collator=PaddingCollator(0)
+    )
+    trainer.train()
+    assert trainer.state.global_step == 24, trainer.state.global_step
+    trainer.save_final_model()
+
+
+with process_group():
+    train()
 """
 
 
@@ -252,7 +261,7 @@ trainer.save_final_model()
 def test_two_processes_and_accumulation_give_the_model_of_one_dense_process(tmp_path):
     (tmp_path / "training.py").write_text(TRAINING)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    two = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617"]
+    two = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     weights = []
     for name, launcher, elements, batch, accumulated in (
         ("dense", [], 10**9, 8, 1),
