@@ -64,7 +64,7 @@ class BulkClassifier:
     def windows(self, windows: Iterable[list[str]]) -> Iterator[np.ndarray]:
         """The same for lists of texts, one array a list."""
         workers = self.num_threads if self.scorer.on_cpu else 1
-        with _torch_threads(1 if self.scorer.on_cpu else self.num_threads), ThreadPoolExecutor(workers + 1) as pool:
+        with ThreadPoolExecutor(workers + 1) as pool:
             windows = iter(windows)
             first = next(windows, None)
             if first is None:
@@ -94,9 +94,11 @@ class BulkClassifier:
         def run(batch: list[int]):
             logits[batch] = self.scorer([rows[index] for index in batch])
 
-        # The longest first, so that no core is left alone with one at the end.
-        for future in [pool.submit(run, batch) for batch in self._batches(rows)]:
-            future.result()
+        # Not beyond the answers: between them the caller may have torch at work on something else.
+        with _torch_threads(1 if self.scorer.on_cpu else self.num_threads):
+            # The longest first, so that no core is left alone with one at the end.
+            for future in [pool.submit(run, batch) for batch in self._batches(rows)]:
+                future.result()
         return probabilities(logits, config.problem_type or "single_label_classification")
 
     def _batches(self, rows: list[np.ndarray]) -> Iterator[list[int]]:

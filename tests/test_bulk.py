@@ -85,6 +85,23 @@ def test_bulk_gives_what_the_pipeline_gives_in_the_same_order(tmp_path, settings
     assert torch.get_num_threads() == threads
 
 
+def test_torch_keeps_its_threads_between_answers(tmp_path):
+    make_model(tmp_path)
+    texts = [["a good film"] * 10] * 3
+    classify = BulkClassifier(load_scorer(str(tmp_path)), num_threads=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, second = classify.windows(iter(texts)), classify.windows(iter(texts))
+        for answers in (first, second, first, second):  # each begins, and goes on, while the other is under way
+            next(answers)
+            assert torch.get_num_threads() == 2
+        first.close()
+        assert len(list(second)) == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_texts_are_taken_as_they_are_needed(tmp_path):
     make_model(tmp_path)
     taken = 0
