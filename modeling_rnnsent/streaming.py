@@ -1,8 +1,12 @@
 """Text classified while it arrives, in memory that does not grow with it."""
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .bulk import check_unicode
+from .configuration_rnnsent import RNNSentConfig
 from .encoding import WordEncoder
 from .errors import InputError, loading
 from .modeling_rnnsent import RNNSentForSequenceClassification
@@ -30,9 +35,10 @@ class StreamingClassifier:
     """
     Many texts read at the same time, each in pieces as they come; the answer is always that to the words so far.
 
-    What comes after a text's last white space (or within an open HTML tag) waits for what follows it, since a word may
-    go on; in scripts without spaces that is the last character. So the answers do not depend on where the pieces were
-    cut, and [`finish`] gives that to the whole text.
+    What comes after a text's last white space waits for what follows it, since a word may go on; in scripts without
+    spaces that is the last character. An HTML tag that has begun, "a <b" for example, waits with all that follows until
+    it ends, or another begins. So the answers do not depend on where the pieces were cut, and [`finish`] gives that to
+    the whole text.
 
     Args:
         model ([`RNNSentForSequenceClassification`]): A trained model of one direction.
@@ -70,7 +76,7 @@ class StreamingClassifier:
         self._states: dict[str, tuple[Tensor, ...]] = {}
         self._waiting: dict[str, str] = {}
         # Of a text of no words: what every text starts from.
-        self._start, self._start_logits = self._read([np.empty(0, dtype=np.int64)], None)
+        self._start, _ = self._read([np.empty(0, dtype=np.int64)], None)
         self._logits: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -94,6 +100,10 @@ class StreamingClassifier:
         Returns:
             `dict[str, dict]`: for each the `label` and `score` of the words so far; every label's score for
             multi-label, the value for regression (`{"label": name, "score": value}`).
+
+        Raises:
+            ValueError: where `pieces` is no mapping from strings to strings.
+            InputError: where a piece is no valid Unicode. No piece has been read then.
         """
         if not isinstance(pieces, Mapping):
             raise ValueError(f"`feed` takes pieces of text by the text's name, {{name: piece}}, got {pieces!r:.100}.")
@@ -111,7 +121,12 @@ class StreamingClassifier:
         return {name: self._answer(name) for name in pieces}
 
     def finish(self, name: str) -> dict:
-        """The answer to a whole text, which is over and forgotten then."""
+        """
+        The answer to a whole text, as [`feed`] gives it; the text is over and forgotten then.
+
+        Raises:
+            ValueError: where no text of that name is being read.
+        """
         self._check(name)
         self._advance({name: self._waiting[name]})
         answer = self._answer(name)
@@ -131,32 +146,52 @@ class StreamingClassifier:
             for place, part in enumerate(self._states.get(name, self._start)):
                 tensors[f"{index}.{place}"] = part.contiguous()
         waiting = [[name, self._waiting[name]] for name in names]
+        unfinished = f"{path}.{os.getpid()}"
         try:
-            save_file(tensors, path, metadata={"streams": json.dumps(waiting), "model": self._model_id()})
+            save_file(tensors, unfinished, metadata={"streams": json.dumps(waiting), "model": self._model_id})
+            os.replace(unfinished, path)  # whole, or what was there
         except (OSError, SafetensorError) as error:
+            Path(unfinished).unlink(missing_ok=True)
             raise InputError(f"cannot write the streams {path!r}: {error}") from error
 
     def load(self, path: str):
         """
-        Takes up the texts of a file that [`save`] wrote, beside those that are being read.
+        Takes up the texts of a file that [`save`] wrote, beside those that are being read; one of the same name goes on
+        from what the file holds.
 
         Raises:
-            InputError: where the file cannot be read, or was written with another model.
+            InputError: where the file cannot be read, or was written with another model. No text has been taken up
+                then.
         """
+        if not Path(path).is_file():
+            raise InputError(f"cannot load the streams {path!r}: there is no such file.")
         with loading("streams", path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("model") != self._model_id():
+            if metadata.get("model") != self._model_id:
                 raise InputError(f"the streams {path!r} were written with another model.")
-            for index, (name, waiting) in enumerate(json.loads(metadata["streams"])):
-                self._states[name] = tuple(file.get_tensor(f"{index}.{place}") for place in range(len(self._start)))
-                self._waiting[name] = waiting
-                self._logits.pop(name, None)
-                self._advance({name: ""})
+            waiting = dict(json.loads(metadata["streams"]))
+            states = {
+                name: tuple(
+                    file.get_tensor(f"{index}.{place}").to(self.model.device) for place in range(len(self._start))
+                )
+                for index, name in enumerate(waiting)
+            }
+        self._states |= states
+        self._waiting |= waiting
+        for name in waiting:
+            self._logits.pop(name, None)
+        self._advance(dict.fromkeys(waiting, ""))
 
+    @cached_property
     def _model_id(self) -> str:
-        """Tells models apart: their shape, and the sum of each weight."""
-        sums = [float(parameter.detach().double().sum()) for parameter in self.model.parameters()]
-        return json.dumps([self.config.cell_type, self.config.hidden_size, sums])
+        """Tells models apart: a digest of every weight and setting."""
+        digest = hashlib.sha256()
+        settings = {name: getattr(self.config, name) for name in (*RNNSentConfig.__annotations__, "problem_type")}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def _check(self, name: str):
         if name not in self._waiting:

@@ -1,5 +1,6 @@
 """Texts read as they arrive, against the same texts read at once by the stock pipeline."""
 
+import copy
 import random
 
 import pytest
@@ -134,3 +135,33 @@ def test_what_cannot_be_streamed_is_refused(tmp_path):
     (tmp_path / "broken").write_bytes(b"none")
     with pytest.raises(InputError, match="cannot load the streams"):
         streams.load(str(tmp_path / "broken"))
+    with pytest.raises(InputError, match="cannot load the streams 'runs/none': there is no such file"):
+        streams.load("runs/none")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(InputError, match="cannot write the streams"):
+        streams.save(str(tmp_path / "directory"))
+    assert not list(tmp_path.glob("directory.*")) and not list(tmp_path.glob("s.safetensors.*"))
+
+
+def test_streams_of_a_model_that_differs_in_anything_are_refused(tmp_path):
+    settings = {"ngram_order": 2, "ngram_buckets": 64, "pooling": "max"}
+    model = make_model(tmp_path, **settings)
+    streams = StreamingClassifier(model, TOKENIZER)
+    streams.feed({"a": "good bad "})
+    streams.save(str(tmp_path / "s.safetensors"))
+    names = []
+    for name in ("same", "scores", "temperature", "weight"):
+        other = copy.deepcopy(model)
+        if name == "scores":
+            other.ngrams.scores[3] += 1
+        elif name == "temperature":
+            other.config.temperature = 2.0
+        elif name == "weight":  # in a way that no sum tells
+            other.classifier.out_proj.weight.data = other.classifier.out_proj.weight.data.flip(1)
+        loading = StreamingClassifier(other, TOKENIZER)
+        try:
+            loading.load(str(tmp_path / "s.safetensors"))
+            names.append(name)
+        except InputError:
+            assert loading.streams == []
+    assert names == ["same"]
