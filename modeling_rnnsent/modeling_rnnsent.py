@@ -254,6 +254,12 @@ class RNNSentPreTrainedModel(PreTrainedModel):
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
 
+    @staticmethod
+    def _check_state(state: tuple[Tensor, ...] | None, shapes: list[tuple[int, ...]]):
+        given = None if state is None else [tuple(part.shape) for part in state]
+        if given not in (None, shapes):
+            raise ValueError(f"`state` must be a tuple of tensors of shapes {shapes}, got shapes {given}.")
+
     def _check_reads_on(self, state: tuple[Tensor, ...] | None):
         """Raises where a text is to be read on by a direction that starts from its end."""
         if state is not None and self.config.bidirectional:
@@ -343,7 +349,7 @@ class RNNSentModel(RNNSentPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         inputs = self._embed(input_ids, inputs_embeds)
         batch_size, sequence_length = inputs.shape[:2]
-        self._check_state(state, batch_size)
+        self._check_state(state, self.state_shapes(batch_size))
         if input_ids is not None and sequence_length > 0:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         mask, lengths, order = self._read_mask(attention_mask, inputs)
@@ -418,16 +424,13 @@ class RNNSentModel(RNNSentPreTrainedModel):
         """How many parts of `state` are the recurrent layers'; the pooling's follow."""
         return 2 if self.config.cell_type == "lstm" else 1
 
-    def _check_state(self, state: tuple[Tensor, ...] | None, batch_size: int):
-        if state is None:
-            return
+    def state_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        """Shapes of the parts of `state`."""
         num_layers = self.recurrence.num_layers * self.recurrence.num_directions
         shapes = [(num_layers, batch_size, self.config.hidden_size)] * self.num_recurrent_states
         if self.pooler is not None:
             shapes += [(batch_size, size) for size in self.pooler.state_sizes]
-        given = [tuple(part.shape) for part in state]
-        if given != shapes:
-            raise ValueError(f"`state` must be a tuple of tensors of shapes {shapes}, got shapes {given}.")
+        return shapes
 
     def _read_mask(
         self, attention_mask: Tensor | None, inputs: Tensor
@@ -498,15 +501,24 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             use_cache (`bool`, *optional*, defaults to `False`):
                 Whether the final state is returned.
 
-        The other arguments are those of [`RNNSentModel.forward`].
+        The other arguments are those of [`RNNSentModel.forward`]. With n-grams, `state` holds theirs too, except in
+        training, where they are not read.
 
         Returns:
             [`RNNSentClassifierOutput`], or a tuple of its values with `return_dict=False`.
+
+        Raises:
+            ValueError: where the inputs do not fit together; for `state` with two directions; in evaluation, for
+                `inputs_embeds` with n-grams.
         """
         self._check_reads_on(state)
         past, reads_ngrams = None, self.ngrams is not None and not self.training
+        if reads_ngrams and input_ids is None:
+            raise ValueError("`inputs_embeds` do not tell the n-grams of a text: give `input_ids`.")
         if reads_ngrams and state is not None:
-            state, past = state[: -RNNSentNgrams.num_states], state[-RNNSentNgrams.num_states :]
+            own, ngrams = (part.state_shapes(input_ids.shape[0]) for part in (self.rnnsent, self.ngrams))
+            self._check_state(state, own + ngrams)
+            state, past = state[: len(own)], state[len(own) :]
         outputs = self.rnnsent(
             input_ids,
             attention_mask=attention_mask,
@@ -518,8 +530,6 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         )
         logits, final_state = self.classifier(outputs.pooler_output), outputs.state
         if reads_ngrams:
-            if input_ids is None:
-                raise ValueError("`inputs_embeds` do not tell the n-grams of a text: give `input_ids`.")
             ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)
             logits = torch.lerp(logits, ngram_logits.to(logits.dtype), self.config.ngram_weight)
             final_state = (*final_state, *past) if use_cache else None
@@ -575,6 +585,9 @@ class RNNSentForTokenClassification(RNNSentPreTrainedModel):
 
         Returns:
             [`RNNSentClassifierOutput`], or a tuple of its values with `return_dict=False`.
+
+        Raises:
+            ValueError: where the inputs do not fit together; for `state` with two directions.
         """
         self._check_reads_on(state)
         outputs = self.rnnsent(

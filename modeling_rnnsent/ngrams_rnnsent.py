@@ -57,9 +57,6 @@ class RNNSentNgrams(nn.Module):
             the table), `num_labels` and `problem_type`. For two classes one score z is kept, for the logits `[0, z]`.
     """
 
-    # Parts of the past that `forward` takes and returns: last ids, sum of scores, number of n-grams.
-    num_states = 3
-
     def __init__(self, config):
         super().__init__()
         self.order = config.ngram_order
@@ -70,6 +67,10 @@ class RNNSentNgrams(nn.Module):
         # thousand that a batch reads.
         self.register_buffer("scores", torch.zeros(self.num_buckets, columns))
         self.register_buffer("bias", torch.zeros(columns))
+
+    def state_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        """Shapes of the parts of the past: last ids, sum of scores, number of n-grams."""
+        return [(batch_size, self.order - 1), (batch_size, self.scores.shape[1]), (batch_size, 1)]
 
     def no_past(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The past of a text of which nothing was read: -1 stands where no token was."""

@@ -1,6 +1,7 @@
 """The n-gram model beside the recurrent layers: its formula, its state, how it is fitted, and that it is worth it."""
 
 import math
+import re
 from collections import Counter
 from itertools import product
 
@@ -89,8 +90,10 @@ def test_text_read_in_pieces_gives_the_same(pooling):
         output = model(**piece, state=state, use_cache=True)
         state = output.state
     torch.testing.assert_close(output.logits, expected)
-    with pytest.raises(ValueError, match="`state` must be"):
-        model(**batch, state=state[:-1])
+    for wrong in (state[:-1], (*state[:-1], state[-1][:2]), (state[0][:, :2], *state[1:])):
+        right, given = ([tuple(part.shape) for part in parts] for parts in (state, wrong))
+        with pytest.raises(ValueError, match=re.escape(f"{right}, got shapes {given}")):
+            model(**batch, state=wrong)
 
 
 def encoded_reviews(count=300, seed=0):
