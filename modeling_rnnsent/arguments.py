@@ -89,13 +89,18 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many validation examples only."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Use this many test examples only."})
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Use this tokenizer (a directory or Hub id) instead of building one."}
+        default=None,
+        metadata={
+            "help": "Use this tokenizer (a directory or Hub id). Default: that of model_name_or_path, or one built "
+            "from the training texts and those without labels."
+        },
     )
     max_vocab_size: int | None = field(
         default=None, metadata={"help": "Largest vocabulary to build, special tokens counted. Default: no limit."}
     )
     min_frequency: int = field(
-        default=1, metadata={"help": "Words that the training texts hold less often become <unk>."}
+        default=1,
+        metadata={"help": "Words that occur less often in the texts of the vocabulary become <unk>."},
     )
     keep_punctuation: bool = field(
         default=False, metadata={"help": "Whether punctuation marks and symbols are tokens beside the words."}
@@ -463,7 +468,8 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
 
 
 def _nearest(name: str, known: set[str], prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # What begins alike first: of `teacher` not `use_cache`, which has more letters in common for its length.
+    nearest = sorted(key for key in known if key.startswith(name)) or difflib.get_close_matches(name, known, 1, 0.5)
     return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
 
 

@@ -43,7 +43,7 @@ def locked(folder: str) -> Iterator[None]:
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise InputError(f"output_dir {folder!r} is a file.")
+        raise InputError(f"the output directory {folder!r} is a file: name another.")
     is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / _LOCK)
@@ -52,7 +52,7 @@ def locked(folder: str) -> Iterator[None]:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise InputError(
-                f"another run is writing into output_dir {folder!r}: wait for its end, or name another --output_dir."
+                f"another run is writing into the output directory {folder!r}: wait for its end, or name another."
             ) from None
         shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a run that was killed while it wrote
         yield
@@ -138,7 +138,7 @@ def _last_whole(folder: Path, checkpoints: list[Path]) -> str | None:
             check_checkpoint(str(checkpoint))
             return str(checkpoint)
         except InputError as error:
-            logger.warning(f"{error} The one before it is used.")
+            logger.warning(f"{error} {'' if checkpoint == checkpoints[0] else 'The one before it is tried.'}".rstrip())
     logger.warning(f"{folder} holds no {'whole ' if checkpoints else ''}checkpoint: the run starts from the beginning.")
     return None
 

@@ -54,7 +54,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def draw_comparison(rows: list[dict[str, Any]], path: str):
-    """Each run's accuracy with its 95 % interval (or its first metric) beside its minutes."""
+    """
+    Draws each run's accuracy with its 95 % interval (or the first metric that all have) beside its minutes.
+
+    Args:
+        rows (`list[dict[str, Any]]`): What [`compare_runs`] returns.
+        path (`str`): The picture to write; its ending says the format.
+
+    Raises:
+        InputError: where the runs have no metric in common, or the picture cannot be written.
+    """
     metric = next((name for name in _METRICS if all(name in row for row in rows)), None)
     if metric is None:
         raise InputError("the runs have no metric in common to draw.")

@@ -40,6 +40,9 @@ class Labels:
     names: list[str] = field(default_factory=list)
     have_ids: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.names} ({self.problem_type})" if self.names else f"values ({self.problem_type})"
+
     @property
     def config(self) -> dict[str, Any]:
         """Fields of the model's config that say the same."""
@@ -173,10 +176,12 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
             "name the data by exactly one of dataset_name and train_file, or give a recipe that does, first of all: "
             "train.py configuration/default.yaml."
         )
-    if arguments.train_file is not None:
+    if arguments.train_file is not None or arguments.dataset_name == MOVIE_REVIEWS:
+        given = f"dataset_name {MOVIE_REVIEWS!r}, which has none" if arguments.train_file is None else "train_file"
         for name in ("dataset_config_name", "unlabeled_split"):
             if getattr(arguments, name) is not None:
-                raise InputError(f"{name} needs dataset_name, got train_file.")
+                raise InputError(f"{name} needs a data set on the Hub or in a folder, got {given}.")
+    if arguments.train_file is not None:
         formats = TEXT_FORMATS if arguments.task == "language-modeling" else FILE_FORMATS
         raw = {"train": read_file(arguments.train_file, "train_file", formats, _columns(arguments))}
     elif arguments.dataset_name == MOVIE_REVIEWS:

@@ -46,8 +46,8 @@ def evaluate_models(
             texts = load_labeled_split(source, labels, arguments, split)
         elif Labels.of(scorer.config) != labels:
             raise InputError(
-                f"{name!r} has the labels {Labels.of(scorer.config).names}, {names[0]!r} has {labels.names}: they "
-                "cannot be averaged."
+                f"{name!r} has the labels {Labels.of(scorer.config)}, {names[0]!r} has {labels}: they cannot be "
+                "averaged."
             )
         rows = tqdm(BulkClassifier(scorer)(texts["text"]), desc=name, total=len(texts), disable=None, leave=False)
         answers.append(np.array(list(rows)))

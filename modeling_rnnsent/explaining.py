@@ -195,7 +195,8 @@ class Explainer:
         found = (1 - weight) * gradients.sum(dim=-1).squeeze(0)
         if weight > 0:
             found = found + weight * self._ngram_contributions(input_ids, target)
-        return found.detach().cpu().double().numpy() / self.config.temperature
+        temperature = 1.0 if self.problem_type == "regression" else self.config.temperature  # as in the model
+        return found.detach().cpu().double().numpy() / temperature
 
     def _score(self, logits: Tensor, target: int) -> Tensor:
         """The label's logit, minus the mean of the others where only one can be right: `(batch,)`."""

@@ -48,7 +48,8 @@ def export_model(name: str, output_dir: str, quantize: bool = False) -> dict[str
     """
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"the output directory {output_dir!r} is not empty: name another.")
+        what = "not empty" if folder.is_dir() else "a file"
+        raise InputError(f"the output directory {output_dir!r} is {what}: name another.")
     scorer = load_scorer(name)
     if not isinstance(scorer, TorchScorer):
         raise InputError(f"{name!r} holds an exported model already.")

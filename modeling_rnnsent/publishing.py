@@ -42,8 +42,10 @@ def publish(
         [`~huggingface_hub.CommitInfo`]
 
     Raises:
-        InputError: where the Hub does not take it; the directory is as it was.
+        InputError: where the directory holds no model, or the Hub does not take it; the directory is as it was.
     """
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(f"cannot upload {folder!r}: there is no config.json, so it holds no trained model.")
     repo_id = repo_id or Path(folder).resolve().name
     left = f"Nothing is lost: what {folder} holds stays, and the same command uploads it."
     with hub_errors(repo_id, left):

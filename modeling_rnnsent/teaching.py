@@ -72,12 +72,10 @@ def _ask_model(
     try:
         scorer = load_scorer(name, device)
     except InputError as error:
-        raise InputError(f"the teacher {error}") from error
-    if list(scorer.config.id2label.values()) != list(labels.config["id2label"].values()):
-        raise InputError(
-            f"the teacher {name!r} has the labels {list(scorer.config.id2label.values())}, the data has "
-            f"{list(labels.config['id2label'].values())}."
-        )
+        raise InputError(f"teacher_name_or_path: {error}") from error
+    known = Labels.of(scorer.config)
+    if (known.problem_type, known.names) != (labels.problem_type, labels.names):
+        raise InputError(f"the teacher {name!r} has the labels {known}, the data has {labels}.")
     print(f"asking the teacher {name} about {len(validation) + len(unlabeled):,} texts", flush=True)
     classify, answers = BulkClassifier(scorer), []
     for texts in (validation["text"], unlabeled["text"]):

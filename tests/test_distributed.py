@@ -106,7 +106,8 @@ def test_what_one_process_cannot_do_is_an_error_of_both(odd, tmp_path):
     assert errors.count("error: the teacher cannot load") == 2 and "Traceback" not in errors, errors
     with locked(str(tmp_path / "run")):
         errors = train_in_two(*flags, status=1)
-    assert errors.count("error: another run is writing into output_dir") == 2 and "Traceback" not in errors, errors
+    assert errors.count("error: another run is writing into the output directory") == 2, errors
+    assert "Traceback" not in errors, errors
 
 
 def read_config(folder):

@@ -59,6 +59,18 @@ def test_contributions_add_up_to_the_score(explainer):
     )
 
 
+def test_temperature_divides_what_it_divides_in_the_model(explainer):
+    model, config = explainer.model, explainer.model.config
+    before = explainer(TEXT)
+    target, ids = config.label2id[before.label], torch.tensor([TOKENIZER(TEXT)["input_ids"]])
+    with torch.no_grad():
+        whole = margin(model(ids).logits[0], target, config.problem_type)
+        config.temperature = 2.5
+        factor = margin(model(ids).logits[0], target, config.problem_type) / whole
+    after = explainer(TEXT, label=before.label)
+    np.testing.assert_allclose(after.contributions, factor * before.contributions, rtol=1e-4, atol=1e-6)
+
+
 def test_scores_without_a_word_and_after_every_word_are_the_models(explainer):
     classify = TextClassificationPipeline(model=explainer.model, tokenizer=TOKENIZER, top_k=None)
     if explainer.problem_type == "regression":

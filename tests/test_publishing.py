@@ -135,6 +135,23 @@ def test_what_the_hub_refuses_is_said_before_the_training(token, repo_id, reason
     )
 
 
+def test_what_is_no_model_makes_no_repository(hub, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code = (
+        "from modeling_rnnsent.errors import InputError\n"
+        "from modeling_rnnsent.publishing import publish\n"
+        "import sys\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try:\n"
+        "        publish(folder, 'owner/nothing')\n"
+        "    except InputError as error:\n"
+        "        print(error)\n"
+    )
+    lines = python(code, tmp_path / "empty", tmp_path / "none").splitlines()
+    assert len(lines) == 2 and all("there is no config.json, so it holds no trained model" in line for line in lines)
+    assert not hub.heads
+
+
 def test_connection_that_drops_loses_nothing_and_the_same_command_uploads(reviews, tmp_path):
     def drop_and_upload(dropped):
         hub, output = HubServer(), tmp_path / dropped.split("/")[1] / "sentiment"

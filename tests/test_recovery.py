@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(flags, undi
     arguments = RNNSentTrainingArguments(output_dir=str(output), resume_from_checkpoint="last")
     assert find_checkpoint(arguments) == str(before)
     result = train(*flags, f"--output_dir={output}", RESUME)
-    assert f"{last} is not whole" in result.stderr and "The one before it is used" in result.stderr
+    assert f"{last} is not whole" in result.stderr and "The one before it is tried" in result.stderr
     same(output, undisturbed[0])
 
 
@@ -273,8 +273,8 @@ def test_second_run_into_the_same_directory_is_refused(flags, undisturbed, tmp_p
     process = start(*flags, f"--output_dir={output}")
     until(lambda: "fitting" in process.streams[1].read_text(), process)  # past the lock, before the first step
     process.send_signal(signal.SIGSTOP)  # so that it is not over before the second has started
-    assert "another run is writing into output_dir" in fails(*flags, f"--output_dir={output}")
-    assert "another run is writing into output_dir" in fails(*flags, f"--output_dir={output}", RESUME)
+    assert "another run is writing into the output directory" in fails(*flags, f"--output_dir={output}")
+    assert "another run is writing into the output directory" in fails(*flags, f"--output_dir={output}", RESUME)
     process.send_signal(signal.SIGCONT)
     process.communicate()
     assert process.returncode == 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import SMALL, make_reviews, train
 from datasets import Dataset, DatasetDict
+from test_bulk import make_model
 from test_training import fails
 from transformers import AutoTokenizer
 
@@ -112,12 +113,24 @@ def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
     torch.nn.init.constant_(model.classifier.out_proj.bias, 1.0)  # as sure of every text
     model.save_pretrained(tmp_path / "ignorant")
     tokenizer.save_pretrained(tmp_path / "ignorant")
+    make_model(
+        tmp_path / "other",
+        problem_type="multi_label_classification",
+        id2label={0: "0", 1: "1"},
+        label2id={"0": 0, "1": 1},
+    )
     splits = {
         name: Dataset.from_pandas(make_reviews(200, seed)) for seed, name in enumerate(("train", "validation"), 5)
     }
     unlabeled = Dataset.from_dict({"text": make_reviews(300, 7)["text"].tolist()})
     names = [str(part) for part in (tmp_path / "ignorant", book_run)]
     labels = Labels("single_label_classification", ["0", "1"])
+    for name, problem in (
+        ("other", r"labels \['0', '1'\] \(multi_label_classification\), the data has .*\(single_label"),
+        ("none", "teacher_name_or_path: cannot load the model .*none': there is no such directory"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            ask_teachers([str(tmp_path / name)], DatasetDict(splits), unlabeled, labels, tokenizer)
     taught = ask_teachers(names, DatasetDict(splits), unlabeled, labels, tokenizer)
     assert taught["text"] == unlabeled["text"]
     told = re.findall(r" (\S+) \(([\d.]+)\)", capsys.readouterr().out)

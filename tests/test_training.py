@@ -391,6 +391,7 @@ class TestRecipesAndFlags:
         ("argv", "message"),
         [
             (["--hiden_size", "3"], "unknown flag --hiden_size. Did you mean '--hidden_size'"),
+            (["--teacher", "runs/imdb"], "unknown flag --teacher. Did you mean '--teacher_name_or_path'"),
             (["--hidden_size", "many"], "hidden_size.*many"),
             (["--cell_type", "elman"], "cell_type.*elman.*rnn"),
             (["missing.yaml"], "there is no recipe 'missing.yaml'"),
