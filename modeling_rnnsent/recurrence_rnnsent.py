@@ -387,7 +387,9 @@ class RNNSentRecurrence(nn.Module):
         if dtype != own:
             weights = _cast(weights, dtype)
         settings = (weights, True, 1, 0.0, train, False, False)
-        input, *initial = (part.to(dtype).contiguous() for part in (input, *initial))
+        if any(part.dtype != dtype for part in (input, *initial)):  # a call that changes nothing takes time, too
+            input, *initial = (part.to(dtype) for part in (input, *initial))
+        input, initial = input.contiguous(), [part.contiguous() for part in initial]
         # To switch off what is off takes time as well.
         with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
             if self.cell_type == "lstm":
@@ -397,7 +399,7 @@ class RNNSentRecurrence(nn.Module):
             else:
                 kernel = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
                 result = kernel(input, initial[0], *settings)
-        return tuple(part.to(own) for part in result)
+        return tuple(result) if dtype == own else tuple(part.to(own) for part in result)
 
     def _autocast_dtype(self, device: str, dtype: torch.dtype) -> torch.dtype:
         """
