@@ -103,7 +103,7 @@ def test_two_processes_report_what_one_finds(odd, tmp_path):
 def test_what_one_process_cannot_do_is_an_error_of_both(odd, tmp_path):
     flags = ["configuration/default.yaml", *odd[1], *SMALL, f"--output_dir={tmp_path / 'run'}"]
     errors = train_in_two(*flags, f"--teacher_name_or_path={tmp_path / 'nothing'}", status=1)
-    assert errors.count("error: the teacher cannot load") == 2 and "Traceback" not in errors, errors
+    assert errors.count("error: teacher_name_or_path: cannot load") == 2 and "Traceback" not in errors, errors
     with locked(str(tmp_path / "run")):
         errors = train_in_two(*flags, status=1)
     assert errors.count("error: another run is writing into the output directory") == 2, errors
