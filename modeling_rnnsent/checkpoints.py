@@ -138,7 +138,8 @@ def _last_whole(folder: Path, checkpoints: list[Path]) -> str | None:
             check_checkpoint(str(checkpoint))
             return str(checkpoint)
         except InputError as error:
-            logger.warning(f"{error} {'' if checkpoint == checkpoints[0] else 'The one before it is tried.'}".rstrip())
+            is_first = checkpoint == checkpoints[0]
+            logger.warning(f"{error}" if is_first else f"{error} The one before it is tried.")
     logger.warning(f"{folder} holds no {'whole ' if checkpoints else ''}checkpoint: the run starts from the beginning.")
     return None
 
