@@ -224,6 +224,7 @@ def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
             tokenizer,
             training.seed,
             training.device,
+            training.mixed_precision == "bf16",
         )
     return datasets.DatasetDict(parts)
 

@@ -36,6 +36,7 @@ from modeling_rnnsent.arguments import DataArguments, parse_run
 from modeling_rnnsent.bulk import BulkClassifier
 from modeling_rnnsent.data import load_labeled_texts
 from modeling_rnnsent.exporting import export_model, exported_pipeline
+from modeling_rnnsent.recurrence_rnnsent import multiplies_in_bfloat16
 from modeling_rnnsent.scoring import load_scorer
 from modeling_rnnsent.tokenization import build_tokenizer
 
@@ -57,14 +58,16 @@ def our_models(folder: str, training_texts: list[str]) -> Iterator[tuple[str, Si
         pipeline = TextClassificationPipeline(model=model, tokenizer=tokenizer)
         yield f"{recipe}, pipeline", pipeline, lambda texts, run=pipeline: run(texts, batch_size=32)
         yield f"{recipe}, bulk", None, in_bulk(saved)
+        if multiplies_in_bfloat16("cpu"):
+            yield f"{recipe}, bulk bf16", None, in_bulk(saved, bf16=True)
         for suffix, quantize in (("ONNX", False), ("ONNX int8", True)):
             exported = f"{saved}-{suffix.replace(' ', '-')}"
             export_model(saved, exported, quantize)
             yield f"{recipe}, {suffix}", exported_pipeline(exported), in_bulk(exported)
 
 
-def in_bulk(folder: str) -> Side:
-    classify = BulkClassifier(load_scorer(folder))
+def in_bulk(folder: str, bf16: bool = False) -> Side:
+    classify = BulkClassifier(load_scorer(folder, bf16=bf16))
     return lambda texts: sum(1 for _ in classify(texts))
 
 

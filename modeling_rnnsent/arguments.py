@@ -15,6 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .configuration_rnnsent import RNNSentConfig
 from .errors import InputError
+from .recurrence_rnnsent import multiplies_in_bfloat16
 
 # What the tokenizer decides. The rest of the config's own fields are flags.
 _NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
@@ -224,8 +225,7 @@ class RNNSentTrainingArguments(TrainingArguments):
         if self.hub_strategy != "end":
             raise ValueError(f"hub_strategy must be 'end': the finished run is uploaded, got {self.hub_strategy!r}.")
         super().__post_init__()
-        # A CPU that does not multiply in bfloat16 emulates it, several times slower than float32.
-        if self.mixed_precision == "bf16" and self.use_cpu and not torch.cpu._is_avx512_bf16_supported():
+        if self.mixed_precision == "bf16" and self.use_cpu and not multiplies_in_bfloat16("cpu"):
             self.mixed_precision = "no"
 
     @property

@@ -19,6 +19,7 @@ from .errors import InputError, one_line_errors
 
 MODEL = "directory or Hub id of a trained model, or directory of an exported one"
 INPUT = ".csv, .tsv, .json, .jsonl or .parquet file, or a data set's name or folder"
+BF16 = "compute in bfloat16 where the processor multiplies in it: faster, a little less exact"
 
 
 def main(argv: list[str] | None = None):
@@ -92,6 +93,7 @@ def _add_predict(commands):
     command.add_argument("--split", help="split of a data set (default: test)")
     command.add_argument("--overwrite", action="store_true", help="replace a finished output")
     command.add_argument("--num_threads", type=int, help="CPU cores of a process (default: all)")
+    command.add_argument("--bf16", action="store_true", help=BF16)
 
 
 def _add_explain(commands):
@@ -127,6 +129,7 @@ def _add_evaluate(commands):
     command.add_argument("--split", help="split of a data set (default: test)")
     command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
     command.add_argument("--label_column_name", default="label", help="column that holds the label (default: label)")
+    command.add_argument("--bf16", action="store_true", help=BF16)
     command.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
@@ -186,14 +189,16 @@ def predict(arguments: argparse.Namespace):
         given["text_column_name"] = arguments.text_column_name != "text"
         if stray := [name for name, value in given.items() if value]:
             raise InputError(f"--{stray[0]} goes with --input, the file or data set to classify.")
-        return print_predictions(arguments.model, _texts(arguments), arguments.json, arguments.num_threads)
+        return print_predictions(
+            arguments.model, _texts(arguments), arguments.json, arguments.num_threads, arguments.bf16
+        )
     if arguments.texts or arguments.output is None:
         raise InputError("--input goes with --output and without texts.")
     if arguments.json:
         raise InputError("--json is for what is printed: name an --output that ends in .jsonl.")
     from .predicting import predict_to_file
 
-    options = ("text_column_name", "split", "overwrite", "num_threads")
+    options = ("text_column_name", "split", "overwrite", "num_threads", "bf16")
     number = predict_to_file(
         arguments.model,
         arguments.input,
@@ -254,12 +259,18 @@ def _show_errors_only():
     logging.disable_progress_bar()
 
 
-def print_predictions(model: str, windows: Iterable[list[str]], as_json: bool = False, num_threads: int | None = None):
+def print_predictions(
+    model: str,
+    windows: Iterable[list[str]],
+    as_json: bool = False,
+    num_threads: int | None = None,
+    bf16: bool = False,
+):
     """Prints each text's label and probability (multi-label: every label; regression: the value)."""
     from .bulk import BulkClassifier
     from .scoring import load_scorer
 
-    scorer = load_scorer(model)
+    scorer = load_scorer(model, bf16=bf16)
     names = [scorer.config.id2label[index] for index in range(scorer.config.num_labels)]
     kind = scorer.config.problem_type
     classify = BulkClassifier(scorer, num_threads)
@@ -306,7 +317,7 @@ def evaluate(arguments: argparse.Namespace):
     results = evaluate_models(
         arguments.models,
         arguments.input,
-        **{name: getattr(arguments, name) for name in ("split", "text_column_name", "label_column_name")},
+        **{name: getattr(arguments, name) for name in ("split", "text_column_name", "label_column_name", "bf16")},
     )
     _print_rows([{"model": name, **metrics} for name, metrics in results.items()], arguments.json)
 

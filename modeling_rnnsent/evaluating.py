@@ -20,6 +20,7 @@ def evaluate_models(
     split: str | None = None,
     text_column_name: str = "text",
     label_column_name: str = "label",
+    bf16: bool = False,
 ) -> dict[str, dict[str, float]]:
     """
     Metrics of every model and, of several, of the mean of their probabilities (values, for regression).
@@ -29,6 +30,7 @@ def evaluate_models(
         source (`str`): A .csv, .tsv, .json, .jsonl or .parquet file, or a data set: a name on the Hub or a folder.
         split (`str`, *optional*): Split of a data set. None: `"test"`.
         text_column_name, label_column_name (`str`, *optional*): Columns.
+        bf16 (`bool`, *optional*, defaults to `False`): Whether models compute in bfloat16: see [`load_scorer`].
 
     Returns:
         `dict[str, dict[str, float]]`: metrics by name, for each model and for `"mean of all"`.
@@ -40,7 +42,7 @@ def evaluate_models(
     arguments = DataArguments(text_column_name=text_column_name, label_column_name=label_column_name)
     labels, texts, answers = None, None, []
     for name in names:
-        scorer = load_scorer(name, device)
+        scorer = load_scorer(name, device, bf16)
         if labels is None:
             labels = Labels.of(scorer.config)
             texts = load_labeled_split(source, labels, arguments, split)

@@ -38,6 +38,7 @@ def predict_to_file(
     split: str | None = None,
     overwrite: bool = False,
     num_threads: int | None = None,
+    bf16: bool = False,
 ) -> int:
     """
     Classifies every text of a file or data set; rows of `output` stand in the order of the input.
@@ -56,6 +57,7 @@ def predict_to_file(
         overwrite (`bool`, *optional*, defaults to `False`): Replace `output`, and whatever was left beside it by a run
             that was stopped and had another input or model.
         num_threads (`int`, *optional*): CPU cores of a process. None: this machine's, shared between its processes.
+        bf16 (`bool`, *optional*, defaults to `False`): Whether the model computes in bfloat16: see [`load_scorer`].
 
     Returns:
         `int`: number of rows written.
@@ -75,10 +77,11 @@ def predict_to_file(
     if path.exists() and Path(input).exists() and path.samefile(input):
         raise InputError(f"--output {output!r} is the input, whose texts would be lost: name another.")
     texts = stream_texts(input, text_column_name, split)
-    scorer = load_scorer(model, state.device)
+    scorer = load_scorer(model, state.device, bf16)
     cores = num_threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     part = _Part(path, state.process_index, state.num_processes)
     settings = _describe(model, input, path, split, text_column_name)
+    settings["bf16"] = bf16
     settings["commit"] = getattr(scorer.config, "_commit_hash", None)  # of a model on the Hub
     with _locked(path, state.process_index):
         with state.main_process_first():
@@ -181,8 +184,8 @@ class _Part:
             if self.num_windows:  # else there is nothing to lose, whatever it was to be
                 if first.decode() != header + "\n":
                     raise InputError(
-                        f"{self.path} holds results of another input or model, or of what they were before: add "
-                        "--overwrite to begin anew."
+                        f"{self.path} holds results of another input, model or precision, or of what they were "
+                        "before: add --overwrite to begin anew."
                     )
                 kept += len(first)
             os.truncate(self.path, kept)

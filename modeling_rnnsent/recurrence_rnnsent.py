@@ -28,6 +28,11 @@ from .layout_rnnsent import BatchLayout, take_rows
 NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
+def multiplies_in_bfloat16(device_type: str) -> bool:
+    """Whether a device (`"cpu"`, `"cuda"`, ...) does. A CPU without AVX-512 BF16 or AMX emulates it, slowly."""
+    return device_type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+
+
 def sequence_mask(lengths: Tensor, max_length: int) -> Tensor:
     """True where a position belongs to its sequence: lengths `(batch,)` to `(batch, max_length)`."""
     return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(1)
@@ -415,7 +420,7 @@ class RNNSentRecurrence(nn.Module):
         asked = torch.get_autocast_dtype(device)
         if device == "cuda":
             return asked
-        can = self.cell_type == "lstm" and asked == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+        can = self.cell_type == "lstm" and asked == torch.bfloat16 and multiplies_in_bfloat16(device)
         return torch.bfloat16 if can else dtype
 
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:

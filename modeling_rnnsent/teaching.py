@@ -29,6 +29,7 @@ def ask_teachers(
     tokenizer: PreTrainedTokenizerBase,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    bf16: bool = False,
 ) -> Dataset:
     """
     Texts with the teachers' probabilities (values, for regression) as their label.
@@ -46,6 +47,7 @@ def ask_teachers(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tells `"doc2vec"` the words.
         seed (`int`, *optional*, defaults to 0): Of the document vectors.
         device (`torch.device`, *optional*, defaults to the CPU): Where the classifiers run.
+        bf16 (`bool`, *optional*, defaults to `False`): Whether they compute in bfloat16: see [`load_scorer`].
 
     Raises:
         InputError: where a teacher cannot be loaded or has other labels.
@@ -57,7 +59,7 @@ def ask_teachers(
             if name == DOCUMENTS:
                 answers.append(_ask_documents(splits, unlabeled, labels, tokenizer, seed))
             else:
-                answers.append(_ask_model(name, splits["validation"], unlabeled, labels, device))
+                answers.append(_ask_model(name, splits["validation"], unlabeled, labels, device, bf16))
         logits = _weigh(names, answers, np.array(splits["validation"]["label"]), labels.problem_type)
         return probabilities(logits, labels.problem_type).reshape(len(unlabeled), -1).astype(np.float32)
 
@@ -66,11 +68,11 @@ def ask_teachers(
 
 
 def _ask_model(
-    name: str, validation: Dataset, unlabeled: Dataset, labels: Labels, device: torch.device | str
+    name: str, validation: Dataset, unlabeled: Dataset, labels: Labels, device: torch.device | str, bf16: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """A classifier's logits of the validation and the unlabelled texts, each `(texts, labels)`."""
     try:
-        scorer = load_scorer(name, device)
+        scorer = load_scorer(name, device, bf16)
     except InputError as error:
         raise InputError(f"teacher_name_or_path: {error}") from error
     known = Labels.of(scorer.config)

@@ -212,10 +212,10 @@ def corpus(tmp_path_factory):
     return folder, np.tile(scores, (40, 1))
 
 
-def check_rows(path, scores):
+def check_rows(path, scores, atol=1e-5):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["label"] for row in rows] == [("neg", "pos")[best] for best in scores.argmax(1)]
-    np.testing.assert_allclose([row["score"] for row in rows], scores.max(1), atol=1e-5)
+    np.testing.assert_allclose([row["score"] for row in rows], scores.max(1), atol=atol)
 
 
 @contextmanager
@@ -288,7 +288,7 @@ def test_two_runs_do_not_write_one_output(corpus, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["labels.jsonl"]
 
 
-@pytest.mark.parametrize("changed", ["texts of a folder", "temperature", "nothing"])
+@pytest.mark.parametrize("changed", ["texts of a folder", "temperature", "precision", "nothing"])
 def test_results_are_taken_up_unless_something_has_changed(corpus, tmp_path, changed):
     folder, _ = corpus
     model, data = tmp_path / "model", tmp_path / "data"
@@ -307,13 +307,16 @@ def test_results_are_taken_up_unless_something_has_changed(corpus, tmp_path, cha
     if changed == "temperature":
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, "temperature": 2.0}))
+    elif changed == "precision":
+        command.append("--bf16")
     else:
         texts = [*texts[::-1], texts[-1]]
         pandas.DataFrame({"text": texts}).to_csv(data / "test.csv", index=False)
     refused = rnnsent(*command)
-    assert refused.returncode == 1 and "holds results of another input or model" in refused.stderr
+    assert refused.returncode == 1 and "holds results of another input, model or precision" in refused.stderr
     assert rnnsent(*command, "--overwrite").returncode == 0
-    check_rows(output, np.tile(expected_scores(model, texts[:37]), (201, 1))[: len(texts)])
+    expected = np.tile(expected_scores(model, texts[:37]), (201, 1))[: len(texts)]
+    check_rows(output, expected, atol=0.01 if changed == "precision" else 1e-5)
 
 
 def test_file_errors_are_one_line(corpus, tmp_path):
@@ -428,6 +431,31 @@ def test_models_of_half_precision_are_exported_in_full(tmp_path, dtype):
     rows = [np.array([3, 4, 5]), np.array([6])]
     ours = TorchScorer(whole, TOKENIZER)(rows)
     np.testing.assert_allclose(OnnxScorer(str(tmp_path / "onnx"))(rows), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_layers": 2, "bidirectional": True, "pooling": "max_mean"},
+        {"pooling": "mean"},
+        {"cell_type": "gru", "pooling": "attention"},
+        {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}},
+    ],
+    ids=["both directions", "mean", "gru", "regression"],
+)
+def test_bfloat16_answers_are_close(tmp_path, settings, monkeypatch):
+    """To those of the same model in float32, and the very same where the CPU does not multiply in bfloat16."""
+    make_model(tmp_path, **settings)
+    texts = make_texts(100)
+    whole, half = (
+        np.stack(list(BulkClassifier(load_scorer(str(tmp_path), bf16=bf16))(texts))) for bf16 in (False, True)
+    )
+    np.testing.assert_allclose(half, whole, atol=0.01)
+    assert np.array_equal(half, whole) != torch.cpu._is_avx512_bf16_supported()
+    monkeypatch.setattr("modeling_rnnsent.scoring.PIECE_TOKENS", 16)  # with the state carried, if there is one
+    np.testing.assert_allclose(
+        np.stack(list(BulkClassifier(load_scorer(str(tmp_path), bf16=True))(texts))), whole, atol=0.01
+    )
 
 
 def test_large_values_are_exported(tmp_path):

@@ -51,6 +51,8 @@ def test_every_model_and_their_mean(models, reviews):
         assert row["f1"] == pytest.approx(metrics.f1_score(frame["label"], guesses))
         assert row["roc_auc"] == pytest.approx(metrics.roc_auc_score(frame["label"], scores), abs=1e-6)
     assert len({row["roc_auc"] for row in results}) > 1
+    quickly = json.loads(evaluate(models[0], "--input", reviews / "test.csv", "--json", "--bf16").stdout)
+    assert quickly["roc_auc"] == pytest.approx(results[0]["roc_auc"], abs=0.005)
 
 
 def test_table_and_other_columns(models, reviews, tmp_path):

@@ -150,6 +150,8 @@ def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
     odds = weights[0] + weights[1] * odds["unlabeled"]
     np.testing.assert_allclose(answers[:, 1], 1 / (1 + np.exp(-odds)), atol=0.01)
     np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-6)
+    quickly = ask_teachers(names, DatasetDict(splits), unlabeled, labels, tokenizer, bf16=True)
+    np.testing.assert_allclose(np.array(quickly["label"]), answers, atol=0.01)
 
 
 def test_document_vectors_teach_texts_without_labels_only(reviews, tmp_path):
