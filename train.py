@@ -173,7 +173,7 @@ def train(run: Run):
     if arguments.metric_for_best_model is not None:
         settings["metric_for_best_model"] = arguments.metric_for_best_model
     if arguments.should_log:
-        print(describe(model, splits), flush=True)
+        print(describe(model, splits, texts.labels), flush=True)
         if texts.labels is not None and model.config.ngram_order:
             print("until the end, metrics are of the recurrent layers alone; the n-grams join them then", flush=True)
 
@@ -279,12 +279,13 @@ def load_model(
     given = {name: value for name, value in vars(run.model).items() if value is not None}
     given.update(pad_token_id=tokenizer.pad_token_id, **(texts.labels.config if texts.labels else {}))
     vectors = given.pop("word_vectors", None)
-    if texts.labels is None or not run.model.ngram_order:
+    keeps_ngrams = texts.labels is not None and take_over_ngrams(run, given)
+    if texts.labels is None or not given.get("ngram_order"):
         model = start_model(
             run, given, tokenizer, RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM
         )
     else:
-        model = start_with_ngrams(run, given, parts, texts.labels, tokenizer, resumes)
+        model = start_with_ngrams(run, given, parts, texts.labels, tokenizer, resumes or keeps_ngrams)
     if vectors is not None and not resumes:
 
         def set_and_tell():
@@ -296,8 +297,32 @@ def load_model(
     return model
 
 
+def take_over_ngrams(run: Run, given: dict) -> bool:
+    """
+    Whether the n-grams of the model started from serve the run. If so their settings are added to those given; if they
+    are for other labels, and no others are asked for, it goes on without.
+    """
+    name = given.get("model_name_or_path")
+    if name is None:
+        return False
+    with loading("model", name):
+        held = RNNSentConfig.from_pretrained(name)
+        wanted = RNNSentConfig.from_pretrained(name, **given)
+    if RNNSentForSequenceClassification.__name__ not in (held.architectures or ()) or not held.ngram_order:
+        return False
+    if (held.problem_type, held.id2label) != (wanted.problem_type, wanted.id2label):
+        given.setdefault("ngram_order", 0)
+        return False
+    if (held.ngram_order, held.ngram_buckets) != (wanted.ngram_order, wanted.ngram_buckets):
+        return False
+    given.update(ngram_order=held.ngram_order, ngram_buckets=held.ngram_buckets)
+    if run.training.should_log:
+        print(f"the n-grams of {name} are kept", flush=True)
+    return True
+
+
 def start_with_ngrams(
-    run: Run, given: dict, parts: datasets.DatasetDict, kind: Labels, tokenizer, resumes: bool
+    run: Run, given: dict, parts: datasets.DatasetDict, kind: Labels, tokenizer, has_ngrams: bool
 ) -> RNNSentPreTrainedModel:
     """The model that the training starts from, with n-grams fitted unless they come from a model or checkpoint."""
     learned = ("train", "unlabeled") if run.training.teacher_name_or_path else ("train",)
@@ -310,7 +335,7 @@ def start_with_ngrams(
         return rows
 
     def fit_and_tell():
-        print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {run.model.ngram_order} words", flush=True)
+        print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {given['ngram_order']} words", flush=True)
         labels = {split: np.array(parts[split]["label"]) for split in (*learned, "validation")}
         losses = fit_ngrams(
             model,
@@ -330,24 +355,13 @@ def start_with_ngrams(
     if "ngram_buckets" not in given:
         given["ngram_buckets"] = from_main_process(
             lambda: choose_buckets(
-                [row for split in learned for row in read(split)], run.model.ngram_order, len(kind.names)
+                [row for split in learned for row in read(split)], given["ngram_order"], len(kind.names)
             )
         )
-    started = given.get("model_name_or_path")
     model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
-    if resumes:
-        return model
-    if model.ngrams.scores.any() and has_labels_of(started, model.config):
-        print(f"the n-grams of {started} are kept", flush=True)
-    else:
+    if not has_ngrams:
         model.ngrams.load_state_dict(from_main_process(fit_and_tell))
     return model
-
-
-def has_labels_of(name: str, config: RNNSentConfig) -> bool:
-    """Whether the model that `name` holds answers the question that `config` is about."""
-    held = RNNSentConfig.from_pretrained(name)
-    return (held.problem_type, held.id2label) == (config.problem_type, config.id2label)
 
 
 def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrainedModel:
@@ -361,7 +375,6 @@ def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrai
     keep_source(name, run)
     with loading("model", name):
         config = RNNSentConfig.from_pretrained(name, **given)
-        config.validate()
         model, info = model_class.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -385,9 +398,17 @@ def keep_source(name: str, run: Run):
         raise InputError(f"{name!r}, which the run starts from, lies in the output_dir that is to be overwritten.")
 
 
-def describe(model, splits) -> str:
+def describe(model, splits, labels: Labels | None) -> str:
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
-    return f"{sizes} texts; {model.config.vocab_size:,} words; {model.num_parameters():,} parameters"
+    words = f"{model.config.vocab_size:,} words; {model.num_parameters():,} parameters"
+    if labels is None:
+        return f"{sizes} pieces of text; {words}"
+    if not labels.names:
+        values = np.array(splits["train"]["labels"])
+        return f"{sizes} texts; values from {values.min():g} to {values.max():g} (regression); {words}"
+    shown = ", ".join([*(name[:30] for name in labels.names[:6]), *(["..."] if len(labels.names) > 6 else [])])
+    kind = "labels, any number a text" if labels.problem_type == "multi_label_classification" else "classes"
+    return f"{sizes} texts; {len(labels.names):,} {kind} ({shown}); {words}"
 
 
 def calibrate(trainer: RNNSentTrainer, run: Run, problem_type: str) -> dict[str, float]:

@@ -141,6 +141,14 @@ _DATA_FIELDS = {
     "max_eval_samples",
     "max_test_samples",
 }
+# Of these `TrainingArguments` takes any number.
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "seed": 0,
+}
 
 
 @dataclass
@@ -222,6 +230,11 @@ class RNNSentTrainingArguments(TrainingArguments):
             raise ValueError(f"adversarial_epsilon must be finite and positive, got {self.adversarial_epsilon}.")
         if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
             raise ValueError(f"unlabeled_batch_size must be at least 1, got {self.unlabeled_batch_size}.")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if self.hub_strategy != "end":
             raise ValueError(f"hub_strategy must be 'end': the finished run is uploaded, got {self.hub_strategy!r}.")
         super().__post_init__()
@@ -412,13 +425,16 @@ def parse_run(argv: list[str] | None = None) -> Run:
     )
     parser.error = _raise_input_error
     known = {action.dest for action in parser._actions}
+    flags = {flag[2:] for action in parser._actions for flag in action.option_strings}
 
     for key in recipe:
         if key not in known:
             raise InputError(f"{recipe_path}: unknown key {key!r}.{_nearest(key, known)}")
     given = {flag[2:].split("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
     for flag in given:
-        if flag not in known and flag.removeprefix("no_") not in known:
+        if flag not in flags:
+            if (positive := flag.removeprefix("no_")) in flags:
+                raise InputError(f"unknown flag --{flag}. Did you mean '--{positive} false'?")
             raise InputError(f"unknown flag --{flag}.{_nearest(flag, known, '--')}")
     if given & _DATA_NAMES:
         recipe = {key: value for key, value in recipe.items() if key not in _DATA_FIELDS}

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -268,7 +269,7 @@ def print_predictions(
 ):
     """Prints each text's label and probability (multi-label: every label; regression: the value)."""
     from .bulk import BulkClassifier
-    from .scoring import load_scorer
+    from .scoring import load_scorer, rounded
 
     scorer = load_scorer(model, bf16=bf16)
     names = [scorer.config.id2label[index] for index in range(scorer.config.num_labels)]
@@ -276,7 +277,7 @@ def print_predictions(
     classify = BulkClassifier(scorer, num_threads)
     for texts in windows:  # one list after the other: an answer is not to wait for the next list
         for text, row in zip(texts, classify(texts)):
-            scores = {name: round(float(value), 6) for name, value in zip(names, row.reshape(-1))}
+            scores = dict(zip(names, rounded(row).reshape(-1).tolist()))
             if kind == "multi_label_classification":
                 answer, shown = {"labels": scores}, scores
             else:
@@ -286,7 +287,8 @@ def print_predictions(
             if as_json:
                 print(json.dumps({**answer, "text": text}, ensure_ascii=False))
             else:
-                print(*(f"{label}\t{score:.4f}" for label, score in shown.items()), text, sep="\t")
+                form = ".6g" if kind == "regression" else ".4f"
+                print(*(f"{label}\t{score:{form}}" for label, score in shown.items()), text, sep="\t")
         sys.stdout.flush()
 
 
@@ -392,7 +394,7 @@ def tune(arguments: argparse.Namespace):
     print(f"{best['trainings']} trainings, the best with {best['metric']} {best['value']:.4f} on validation{without}:")
     for name, value in best["settings"].items():
         print(f"  {name}: {value:.6g}" if isinstance(value, float) else f"  {name}: {value}")
-    print(f"To train it: accelerate launch train.py {best['recipe']}")
+    print(f"To train it: accelerate launch train.py {shlex.quote(str(best['recipe']))}")
 
 
 if __name__ == "__main__":

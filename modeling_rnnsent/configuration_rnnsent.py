@@ -28,6 +28,7 @@ _DROPOUTS = (
     "pooling_dropout",
     "classifier_dropout",
 )
+_PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @strict
@@ -231,6 +232,8 @@ class RNNSentConfig(PreTrainedConfig):
         """Part of `@strict` validation: there are labels; the one-unit sigmoid head serves two, one of them a text."""
         if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"`id2label` must name a label for every id from 0 on, got {self.id2label}.")
+        if self.problem_type not in (None, *_PROBLEM_TYPES):
+            raise ValueError(f"`problem_type` must be None or one of {_PROBLEM_TYPES}, got {self.problem_type!r}.")
         if self.classifier_head == "sigmoid" and (
             self.num_labels != 2 or self.problem_type not in (None, "single_label_classification")
         ):

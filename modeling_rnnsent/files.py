@@ -15,7 +15,8 @@ from typing import Any
 
 import datasets
 import pyarrow
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_dataset_builder
+from datasets.packaged_modules.csv.csv import Csv
 
 from .errors import InputError
 
@@ -23,7 +24,9 @@ getLogger("datasets.packaged_modules").setLevel(CRITICAL)  # our own error says 
 
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 TEXT_FORMATS = {**FILE_FORMATS, ".txt": "text"}
-_WHOLE = re.compile(r"\s*-?(0|[1-9]\d{0,17})\s*")
+_WHOLE = re.compile(r"\s*[+-]?(0|[1-9][0-9]{0,17})\s*")
+# Not all that Python takes for one: 1_1 is a name.
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _LEADING_ZERO = re.compile(r"\s*[+-]?0\d")  # 01 names something, 0.1 and 1.0 are numbers
 
 
@@ -52,7 +55,11 @@ def read_file(
         raise InputError(f"{flag} {path!r}: there is no such file.")
     if Path(path).stat().st_size == 0:
         raise InputError(f"{flag} {path!r} is empty.")
-    options = _csv_options(path, flag, "\t" if suffix == ".tsv" else ",") if formats[suffix] == "csv" else {}
+    separator, options = "\t" if suffix == ".tsv" else ",", {}
+    if formats[suffix] == "csv":
+        options = _csv_options(path, f"{flag} {path!r}", separator, streaming)
+    elif formats[suffix] == "json" and not streaming and (line := first_undecodable_line(path)):
+        raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.")
     try:
         # The name is no pattern: `reviews[1].csv` is another file than `reviews1.csv`.
         name = glob.escape(str(path))
@@ -67,20 +74,62 @@ def read_file(
         raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
     if formats[suffix] == "text" and columns[0] != "text":
         return dataset.rename_column("text", columns[0])
-    if formats[suffix] == "csv" and not streaming:
-        _check_texts(dataset, columns[0], f"{flag} {path!r}")
-        return _with_numbers(dataset, columns[1]) if len(columns) > 1 else dataset
-    return dataset
+    is_csv = formats[suffix] == "csv" and not streaming
+    return _with_types(dataset, columns, f"{flag} {path!r}") if is_csv else dataset
 
 
-def _csv_options(path: str, flag: str, separator: str) -> dict[str, Any]:
-    # A class may be called None and a text be "null": only an empty field is a missing value.
-    options = {"sep": separator, "keep_default_na": False, "na_values": [""]}
+def read_dataset(
+    name: str,
+    config_name: str | None = None,
+    columns: tuple[str, ...] = ("text",),
+    split: str | None = None,
+    streaming: bool = False,
+) -> DatasetDict | Dataset | IterableDataset:
+    """
+    What a data set holds: `datasets.load_dataset`, but that a local folder's .csv and .tsv files are read as
+    [`read_file`] reads them, unless a card beside them says what their columns are.
+
+    Args:
+        name (`str`): A name on the Hub or a local folder.
+        config_name (`str`, *optional*): Its configuration.
+        columns, streaming: As of [`read_file`].
+        split (`str`, *optional*): The split wanted. None: all of them.
+
+    Raises:
+        InputError: where a .csv or .tsv file is broken; whatever `load_dataset` raises for anything else.
+    """
+    builder = load_dataset_builder(name, config_name) if Path(name).is_dir() else None
+    if not isinstance(builder, Csv) or builder.info.features or builder.config.features:
+        return load_dataset(name, config_name, split=split, streaming=streaming)
+    files = {str(key): paths for key, paths in builder.config.data_files.items()}
+    if split not in (None, *files):
+        raise InputError(f"the data set {name!r} has no split {split!r}, only {sorted(files)}.")
+    found = {}
+    for key in files if split is None else [split]:
+        options = _csv_options(files[key][0], f"the file {files[key][0]!r}", builder.config.sep or ",", streaming)
+        paths = [glob.escape(path) for path in files[key]]
+        found[key] = load_dataset("csv", data_files=paths, split="train", streaming=streaming, **options)
+        if not streaming:
+            found[key] = _with_types(found[key], columns, f"the {key} data")
+    return DatasetDict(found) if split is None else found[split]
+
+
+def _with_types(dataset: Dataset, columns: tuple[str, ...], source: str) -> Dataset:
+    """What a .csv or .tsv file holds, checked, with its labels as the numbers that they are."""
+    _check_texts(dataset, columns[0], source)
+    return _with_numbers(dataset, columns[1]) if len(columns) > 1 else dataset
+
+
+def _csv_options(path: str, source: str, separator: str, streaming: bool) -> dict[str, Any]:
+    # A class may be called None and a text be "null": only an empty field is a missing value, or a text without words.
+    options = {"sep": separator, "keep_default_na": False, "na_values": [] if streaming else [""]}
     if separator == "\t" and not _is_quoted(path):
         options["quoting"] = csv.QUOTE_NONE
-    names = _read_header(path, flag, separator, options.get("quoting", csv.QUOTE_MINIMAL))
+    names = _read_header(path, source, separator, options.get("quoting", csv.QUOTE_MINIMAL))
     if names:
         options["features"] = datasets.Features({name: datasets.Value("string") for name in names})
+    if streaming and len(names) == 1:
+        options["skip_blank_lines"] = False  # such a row, too, is to be answered
     return options
 
 
@@ -101,7 +150,7 @@ def _is_quoted(path: str) -> bool:
     return not (is_open and columns)  # of one column every line has all
 
 
-def _read_header(path: str, flag: str, separator: str, quoting: int) -> list[str]:
+def _read_header(path: str, source: str, separator: str, quoting: int) -> list[str]:
     """
     Names of the columns, none where the file is broken.
 
@@ -111,18 +160,21 @@ def _read_header(path: str, flag: str, separator: str, quoting: int) -> list[str
     """
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = filter(None, csv.reader(file, delimiter=separator, quoting=quoting))
+        longest = csv.field_size_limit((1 << 31) - 1)  # a text may be longer than what Python takes for a mistake
         try:
             names, first = next(rows, []), next(rows, [])
         except csv.Error:  # whoever reads it will say what it is
             return []
+        finally:
+            csv.field_size_limit(longest)
     if len(first) > len(names):
         raise InputError(
-            f"{flag} {path!r}, row 1 has {len(first)} fields for {len(names)} columns: is there a text with "
+            f"{source}, row 1 has {len(first)} fields for {len(names)} columns: is there a text with "
             f"{separator!r} in it that is not in quotes?"
         )
     twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if twice is not None:
-        raise InputError(f"{flag} {path!r} has more than one column {twice!r}.")
+        raise InputError(f"{source} has more than one column {twice!r}.")
     return [name or f"Unnamed: {index}" for index, name in enumerate(names)]  # as pandas calls them
 
 
@@ -161,18 +213,15 @@ def _with_numbers(dataset: Dataset, column: str) -> Dataset:
 
 def is_number(text: str) -> bool:
     """Whether a string stands for a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return _NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
 
 
-def first_undecodable_line(path: str) -> int:
-    """Number of the first line that is not UTF-8."""
+def first_undecodable_line(path: str) -> int | None:
+    """Number of the first line that is not UTF-8, if there is one."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
                 return number
-    return 1  # halves of a character in two lines do not occur: a line break is never part of one
+    return None

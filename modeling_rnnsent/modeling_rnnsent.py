@@ -1,5 +1,6 @@
 """RNNSent models: embedding, stacked recurrent layers, pooling and a head. This file travels with every checkpoint."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -206,7 +207,6 @@ class RNNSentClassificationHead(nn.Module):
 
     def __init__(self, config: RNNSentConfig, input_size: int):
         super().__init__()
-        config.validate_classifier_head()  # `num_labels` and `problem_type` may have been set since the config was made
         self.is_sigmoid = config.classifier_head == "sigmoid"
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense = nn.Linear(input_size, config.classifier_hidden_size) if config.classifier_hidden_size else None
@@ -233,6 +233,10 @@ class RNNSentPreTrainedModel(PreTrainedModel):
     # A recurrent layer is one kernel call whose activations cannot be dropped and computed again step by step.
     supports_gradient_checkpointing = False
     _is_stateful = True
+
+    def __init__(self, config: RNNSentConfig, *args, **kwargs):
+        config.validate()  # again: `from_pretrained` sets the fields that it is given one by one
+        super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -459,6 +463,13 @@ class RNNSentModel(RNNSentPreTrainedModel):
         return mask, lengths, mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
 
 
+def _without_autocast(input: Tensor):
+    """A context in which layers compute in the type of their weights, for what costs nothing beside the recurrence."""
+    kind = input.device.type
+    is_on = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
+
+
 class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
     """
     A text's class, classes or value: [`RNNSentModel`], its pooling and a [`RNNSentClassificationHead`].
@@ -477,6 +488,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
     def __init__(self, config: RNNSentConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
+        if config.problem_type is None and config.num_labels == 1:  # as the library's loss takes it
+            config.problem_type = "regression"
         self.rnnsent = RNNSentModel(config)
         self.classifier = RNNSentClassificationHead(config, config.output_size * (1 + (config.pooling == "max_mean")))
         self.ngrams = RNNSentNgrams(config) if config.ngram_order else None
@@ -528,11 +541,12 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits, final_state = self.classifier(outputs.pooler_output), outputs.state
-        if reads_ngrams:
-            ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)
-            logits = torch.lerp(logits, ngram_logits.to(logits.dtype), self.config.ngram_weight)
-            final_state = (*final_state, *past) if use_cache else None
+        with _without_autocast(outputs.pooler_output):  # bfloat16 has three digits: a value of 1987 would be 1984
+            logits, final_state = self.classifier(outputs.pooler_output), outputs.state
+            if reads_ngrams:
+                ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)
+                logits = torch.lerp(logits, ngram_logits.to(logits), self.config.ngram_weight)
+                final_state = (*final_state, *past) if use_cache else None
         if not self.training and self.config.problem_type != "regression" and self.config.temperature != 1:
             logits = logits / self.config.temperature
         loss = None
@@ -604,6 +618,14 @@ class RNNSentForTokenClassification(RNNSentPreTrainedModel):
         return RNNSentClassifierOutput(
             loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states
         )
+
+
+def _pairs(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Which neighbours `(batch, time - 1)` are both tokens: padding is not predicted, nor anything from it."""
+    if attention_mask is None:
+        return torch.ones_like(labels[:, 1:], dtype=torch.bool)
+    is_token = attention_mask.to(labels.device).bool()
+    return is_token[:, :-1] & is_token[:, 1:]
 
 
 class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
@@ -698,6 +720,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         if labels is not None and (self._samples or self.config.bidirectional):
             loss = self._loss(directions, labels, attention_mask, **kwargs)
         elif labels is not None:
+            labels = labels.masked_fill(F.pad(~_pairs(labels, attention_mask), (1, 0)), -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return RNNSentCausalLMOutput(loss=loss, logits=logits, state=outputs.state, hidden_states=outputs.hidden_states)
 
@@ -718,10 +741,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> Tensor:
         """Mean cross-entropy of the next token and, of a second direction, of the one before."""
-        if attention_mask is not None:  # from padding nothing is predicted either
-            is_pair = attention_mask[:, :-1].bool() & attention_mask[:, 1:].bool()
-        else:
-            is_pair = torch.ones_like(labels[:, 1:], dtype=torch.bool)
+        is_pair = _pairs(labels, attention_mask)
         shifted = [(directions[0][:, :-1], labels[:, 1:]), *((part[:, 1:], labels[:, :-1]) for part in directions[1:])]
         total, count = 0.0, 0
         for direction, (hidden_states, targets) in enumerate(shifted):
@@ -745,11 +765,25 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
             )
         return super().generate(*args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> dict:
-        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,  # `generate` looks for this name
+        **kwargs,
+    ) -> dict:
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
         if attention_mask is not None and inputs.get("input_ids") is not None:
             inputs["attention_mask"] = attention_mask[:, -inputs["input_ids"].shape[1] :]
         return inputs
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, state: tuple[Tensor, ...] | None = None, **kwargs):
+        input_ids, inputs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if state is not None:
+            inputs["state"] = tuple(part.repeat_interleave(expand_size, dim=1) for part in state)
+        return input_ids, inputs
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

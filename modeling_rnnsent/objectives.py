@@ -86,9 +86,7 @@ def divergence(logits: Tensor, reference: Tensor, problem_type: str | None) -> T
 
 
 def entropy(logits: Tensor, problem_type: str | None) -> Tensor:
-    """How unsure answers are, mean over texts, in nats; a regression's have none."""
-    if problem_type == "regression":
-        return logits.new_zeros(())
+    """How unsure answers are, mean over texts, in nats."""
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none").sum(dim=1).mean()
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(dim=1).mean()
@@ -137,7 +135,8 @@ class Objectives:
         model ([`RNNSentForSequenceClassification`]): The model itself, without what wraps it for several processes.
 
     Raises:
-        InputError: where there is a term, and the model is no classifier or has no embedding.
+        InputError: where there is a term, and the model is no classifier or has no embedding; for the entropy of a
+            regression's values.
     """
 
     def __init__(self, arguments: RNNSentTrainingArguments, model: RNNSentForSequenceClassification):
@@ -158,6 +157,9 @@ class Objectives:
             raise InputError(
                 f"adversarial_weight, virtual_adversarial_weight, entropy_weight or a teacher needs {what}."
             )
+
+        if self.entropy_weight > 0 and self.problem_type == "regression":
+            raise InputError("entropy_weight is for classes: a value has no entropy.")
 
     @property
     def are_set(self) -> bool:
@@ -199,7 +201,9 @@ class Objectives:
         random = _random_state(inputs["input_ids"].device)
         if self.entropy_weight > 0 or self.distillation_weight > 0:
             logits = model(**inputs).logits
-            loss = self.entropy_weight * entropy(logits, self.problem_type)
+            loss = 0.0
+            if self.entropy_weight > 0:
+                loss = loss + self.entropy_weight * entropy(logits, self.problem_type)
             if self.distillation_weight > 0:
                 loss = loss + self.distillation_weight * soft_cross_entropy(logits, teacher, self.problem_type)
             yield loss

@@ -35,6 +35,10 @@ class LazyAdamW(AdamW):
 
     Args:
         params, lr, betas, eps, weight_decay, fused: As in `torch.optim.AdamW`. It has no `amsgrad` and `maximize`.
+
+    Raises:
+        ValueError: where beta1 is not below the square root of beta2: a row that nothing touches would never come to
+            rest.
     """
 
     def __init__(
@@ -46,8 +50,15 @@ class LazyAdamW(AdamW):
         weight_decay: float = 1e-2,
         fused: bool | None = None,
     ):
+        if not self.can_take(betas):
+            raise ValueError(f"LazyAdamW needs beta1 below the square root of beta2, got betas={betas}.")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
         self._behind: dict[Tensor, _Behind] = {}
+
+    @staticmethod
+    def can_take(betas: tuple[float, float]) -> bool:
+        """Whether a row's moves without a gradient add up to something."""
+        return betas[0] ** 2 < betas[1]
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .bulk import WINDOW_SIZE, BulkClassifier, in_windows
 from .data import stream_texts
 from .errors import InputError
-from .scoring import load_scorer
+from .scoring import load_scorer, rounded
 
 OUTPUT_FORMATS = (".jsonl", ".csv")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.onnx*")
@@ -195,7 +195,7 @@ class _Part:
             self.file.flush()
 
     def write(self, rows: np.ndarray):
-        self.file.write(json.dumps(np.round(rows, 6).tolist()) + "\n")
+        self.file.write(json.dumps([rounded(row).tolist() for row in rows]) + "\n")
         self.file.flush()
 
     def close(self):

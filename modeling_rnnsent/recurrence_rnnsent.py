@@ -382,7 +382,7 @@ class RNNSentRecurrence(nn.Module):
         if device == "cpu" and self._has_own_cell() and not torch.jit.is_tracing():
             max_length, batch_size = input.shape[:2]
             output = self._own_cell(input.flatten(0, 1), initial[0][0], weights, [batch_size] * max_length)
-            output = output.view(max_length, batch_size, -1)
+            output = output.view(max_length, batch_size, self.hidden_size)
             return output, output[-1:]
         # cuDNN gives gradients only for what ran in training mode; without dropout the mode changes nothing else.
         train = self.training or torch.is_grad_enabled()

@@ -29,6 +29,8 @@ MODEL_CARD = "README.md"
 REPORTS = (MODEL_CARD, TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC, BY_LABEL, VALUES)
 # Beyond so many classes the confusion matrix grows no more and shows their numbers at intervals, in place of names.
 NAMED_CLASSES = 40
+# Of so many classes the curves are drawn in one picture.
+CURVES = 10
 # Of a class's name so many are drawn: longer ones would leave the picture no room.
 LETTERS = 30
 # Texts shown among the most confident mistakes, and how much of each.
@@ -153,8 +155,12 @@ def draw_reliability(predictions: Predictions, path: Path):
 
 
 def draw_roc(predictions: Predictions, names: list[str], path: Path):
-    """Receiver operating characteristic: of class 1 for two classes, else of each class against the rest."""
-    classes = [1] if len(names) == 2 else range(min(len(names), 10))
+    """
+    Receiver operating characteristic: of class 1 for two classes, else of each class, of many those with most texts,
+    against the rest.
+    """
+    counts = np.bincount(predictions.labels, minlength=len(names))
+    classes = [1] if len(names) == 2 else np.sort(np.argsort(-counts, kind="stable")[:CURVES])
     figure = Figure(figsize=(4.6, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color="gray")
@@ -162,10 +168,14 @@ def draw_roc(predictions: Predictions, names: list[str], path: Path):
         truth = predictions.labels == index
         if 0 < truth.sum() < len(truth):
             false, true, _ = roc_curve(truth, predictions.probabilities[:, index])
-            axes.plot(false, true, label=f"{names[index].replace('$', chr(92) + '$')}: area {auc(false, true):.3f}")
-    axes.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+            name = names[index].replace("$", r"\$")
+            # matplotlib leaves out what begins with an underscore, as fastText's __label__ does.
+            axes.plot(false, true, label=f"{' ' * name.startswith('_')}{name}: area {auc(false, true):.3f}")
+    part = f": the largest {CURVES} of {len(names)} classes" if len(names) > CURVES else ""
+    axes.set(title=f"ROC{part}", xlabel="false positive rate", ylabel="true positive rate")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
     figure.savefig(path, dpi=120)
 
 
@@ -229,13 +239,14 @@ def show_mistakes(explainer: Explainer, texts: list[str], labels: list[str]) -> 
         parts, end = [], 0
         for place, (start, stop) in enumerate(spans):
             word = _plain(text[start:stop])
-            parts += [_plain(text[end:start]), f"**{word}**" if place in bold else word]
+            # Not by asterisks, which beside punctuation are no markup.
+            parts += [_plain(text[end:start]), f"<b>{word}</b>" if place in bold else word]
             end = stop
         more = " ..." if len(spans) < len(explanation.spans) else _plain(text[end:])
         lines += [
             f"`{explanation.label}` with {explanation.score:.1%}, right is `{label}`:",
             "",
-            f"> {''.join(parts)}{more}",
+            f"> {_START.sub(_escaped, ''.join(parts))}{more}",
             "",
         ]
     return lines
@@ -243,7 +254,16 @@ def show_mistakes(explainer: Explainer, texts: list[str], labels: list[str]) -> 
 
 def _plain(text: str) -> str:
     """Text as Markdown shows it: on one line, without tags, nothing taken for markup."""
-    return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", re.sub(r"\s+", " ", re.sub(HTML_TAG, " ", text))).replace("<", "&lt;")
+    text = re.sub(r"\s+", " ", re.sub(HTML_TAG, " ", text)).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", text)
+
+
+# What at the start of a line would make it a list, a quotation or a heading.
+_START = re.compile(r"^\s*(?:<b>)?\d*([-+>=.)])")
+
+
+def _escaped(match: re.Match) -> str:
+    return f"{match[0][:-1]}\\{match[1]}"
 
 
 def drawable(names: list[str]) -> tuple[list[str], list[str]]:
@@ -324,7 +344,7 @@ def write_model_card(
         settings (`dict`): The run's settings by name.
         recipe (`str`): The same as the text of `recipe.yaml`.
         results (`dict[str, dict[str, float]]`): Metrics of `validation` and `test`, without prefixes.
-        sizes (`dict[str, int]`): Texts in each split.
+        sizes (`dict[str, int]`): Texts in each split, of a language model their pieces.
         pictures (`dict[str, str]`): Titles by file name.
         mistakes (`list[str]`, *optional*): Lines that show the most confident ones.
         repo_id (`str`, *optional*): Where on the Hub it will stand. None: nowhere.
@@ -390,8 +410,9 @@ def _card_text(
     metrics = [
         key for key in next(iter(results.values())) if key in _METRIC_TYPES or key in ("loss", "calibration_error")
     ]
+    texts = "pieces of text" if settings["task"] == "language-modeling" else "texts"
     table = [
-        "| split | texts | " + " | ".join(name.replace("_", " ") for name in metrics) + " |",
+        f"| split | {texts} | " + " | ".join(name.replace("_", " ") for name in metrics) + " |",
         "|---" * (len(metrics) + 2) + "|",
     ]
     for split, values in results.items():
@@ -431,7 +452,7 @@ def _card_text(
             *(["## Most confident mistakes", "", _BOLD, "", *mistakes] if mistakes else []),
             "## Data",
             "",
-            f"`{data_name}`: {sizes['train']:,} texts for training, {sizes['validation']:,} for validation"
+            f"`{data_name}`: {sizes['train']:,} {texts} for training, {sizes['validation']:,} for validation"
             + (f", {sizes['test']:,} for the test." if "test" in sizes else "."),
             f"The best of the run's checkpoints by {settings['metric_for_best_model']} on the validation split is kept."
             if chosen

@@ -133,6 +133,11 @@ def load_scorer(name: str, device: torch.device | str = "cpu", bf16: bool = Fals
         return TorchScorer(model, AutoTokenizer.from_pretrained(name), bf16)
 
 
+def rounded(answer: np.ndarray) -> np.ndarray:
+    """A text's answer as it is written: probabilities `(num_labels,)` to six places, a value `()` to seven digits."""
+    return np.round(answer, 6) if answer.ndim else np.float64(f"{answer:.7g}")
+
+
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Logits `(texts, labels)` to probabilities, or to the values `(texts,)` of a regression."""
     logits = np.asarray(logits, dtype=np.float64)

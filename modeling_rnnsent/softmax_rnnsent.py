@@ -69,7 +69,7 @@ class _SampledCrossEntropy(Function):
             total = scores.sum(dim=1) + (right_score - top).exp()
             log_total = total.log() + top
             loss += (log_total - right_score).sum()
-            shares = scores.div_(total.unsqueeze(1))
+            shares = scores.div_(total.unsqueeze(1)).to(states.dtype)
             excess = ((right_score - log_total).exp() - 1).unsqueeze(1)
             grads[0][rows] = shares @ sample_rows + excess * right
             grads[1][rows] = excess * states

@@ -128,6 +128,12 @@ class RNNSentTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.settings = settings or {}
         self.objectives = Objectives(self.args, self.model)
+        if self.objectives.are_set and self.args.n_gpu > 1:
+            raise InputError(
+                "adversarial_weight, virtual_adversarial_weight, entropy_weight and teachers need a process for every "
+                f"GPU, got {self.args.n_gpu} GPUs in one: start it by accelerate launch --num_processes "
+                f"{self.args.n_gpu} train.py ..."
+            )
         self.unlabeled_dataset = self.train_dataset if unlabeled_dataset is None else unlabeled_dataset
         self._unlabeled: Iterator[dict[str, torch.Tensor]] | None = None
         self.stopwatch = _Stopwatch()
@@ -167,6 +173,11 @@ class RNNSentTrainer(Trainer):
                 step=processes,
             )
         return next(self._unlabeled)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        if self.model.config.problem_type == "regression":  # -100 is a value like others
+            batch_samples = [{**batch, "labels": torch.zeros_like(batch["labels"])} for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _get_train_sampler(self, train_dataset=None):
         strategy, seed = self.args.train_sampling_strategy, self.args.data_seed
@@ -213,6 +224,7 @@ class RNNSentTrainer(Trainer):
             and embedding.weight.numel() >= LAZY_ELEMENTS
             and embedding.weight.requires_grad
             and not self.model.config.tie_word_embeddings
+            and LazyAdamW.can_take((self.args.adam_beta1, self.args.adam_beta2))
         )
 
     def train(self, *args, **kwargs):

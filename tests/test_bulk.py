@@ -273,6 +273,17 @@ def test_file_is_classified_in_order_and_taken_up_where_it_was_stopped(corpus, t
     check_rows(output, scores)
 
 
+def test_a_small_value_keeps_its_digits(tmp_path):
+    model = make_model(tmp_path, num_labels=1, problem_type="regression", id2label={0: "value"}, label2id={"value": 0})
+    torch.nn.init.zeros_(model.classifier.out_proj.weight)
+    torch.nn.init.constant_(model.classifier.out_proj.bias, 3.2e-7)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "texts.txt").write_text("a good film\n")
+    assert rnnsent("predict", tmp_path, "a good film").stdout == "value\t3.2e-07\ta good film\n"
+    done = rnnsent("predict", tmp_path, "--input", tmp_path / "texts.txt", "--output", tmp_path / "values.jsonl")
+    assert done.returncode == 0 and json.loads((tmp_path / "values.jsonl").read_text()) == {"value": 3.2e-7}
+
+
 def test_two_runs_do_not_write_one_output(corpus, tmp_path):
     folder, scores = corpus
     output = tmp_path / "labels.jsonl"

@@ -1,5 +1,6 @@
 """The console script as people and pipes use it."""
 
+import html
 import json
 import os
 import pty
@@ -12,12 +13,15 @@ import numpy as np
 import pandas
 import pytest
 from conftest import RNNSENT, SMALL, run, train
+from markdown_it import MarkdownIt
 from PIL import Image
 from test_models import make
 from transformers import pipeline
 
 from modeling_rnnsent import RNNSentForCausalLM
+from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.metrics import calibration_error, fit_temperature, mean_loss
+from modeling_rnnsent.reports import show_mistakes
 
 TEXTS = ["a wonderful film", "dull and boring", "", "the story was touching"]
 
@@ -163,10 +167,21 @@ def test_model_card_has_the_mistakes_and_calibrated_scores(reviews, tmp_path):
     assert len(mistakes) == 5 and all(said != right for said, _, right in mistakes)
     shown = [float(score) for _, score, _ in mistakes]
     assert shown == sorted(shown, reverse=True) and shown[0] == pytest.approx(100 * scores[~right].max(), abs=0.06)
-    assert re.search(r"> .*\*\*\w+\*\*", card) and "![Reliability diagram](reliability.png)" in card
+    assert re.search(r"> .*<b>\w+</b>", card) and "![Reliability diagram](reliability.png)" in card
     for name in ("reliability.png", "roc.png"):
         with Image.open(output / name) as picture:
             assert picture.width > 300
+
+
+def test_mistakes_are_shown_as_they_stand(book_run):
+    """Rendered, a text has its own words, whatever a reader of Markdown may take its marks for."""
+    render = MarkdownIt().render
+    texts = ["It was a film!The ending!!!Great,bad", "1. A *dull* film ~~not~~ &lt;good", "> I - said", "...", "- bad"]
+    lines = show_mistakes(Explainer.from_pretrained(str(book_run)), texts, ["0"] * len(texts))
+    shown = render("\n".join(lines))
+    assert "<b>" in shown
+    quoted = re.findall(r"<blockquote>\s*<p>(.*?)</p>\s*</blockquote>", shown)
+    assert [html.unescape(re.sub("</?b>", "", text)) for text in quoted] == texts
 
 
 def uncalibrated(model, file):
@@ -190,6 +205,8 @@ def test_temperature_has_the_lowest_loss_and_calibration_error_is_its_definition
     for other in (0.9 * temperature, 1.1 * temperature):
         assert lowest < mean_loss(2.5 * logits / other, labels, "single_label_classification")
     assert fit_temperature(logits[:, :1], labels, "regression") == 1.0
+    few = np.array([[2.0, 0.0], [0.0, 2.0], [0.4, 0.0]] * 7)  # none of them wrong
+    assert 0.2 < fit_temperature(few, few.argmax(axis=1), "single_label_classification") < 1
     scores, right = np.array([0.95, 0.95, 0.55, 0.55]), np.array([1, 0, 1, 1])
     # Two bins of half the texts: |0.95 - 0.5| and |0.55 - 1|.
     assert calibration_error(scores, right) == pytest.approx(0.5 * 0.45 + 0.5 * 0.45)

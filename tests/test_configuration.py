@@ -6,7 +6,7 @@ import re
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from modeling_rnnsent import RNNSentConfig
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 
 DEFAULTS = {
     "num_hidden_layers": 1,
@@ -66,6 +66,7 @@ def test_every_field_is_documented():
         ("pad_token_id", 30000, "0 to 29999"),
         ("pad_token_id", -1, "0 to 29999"),
         ("initializer_range", -1.0, "at least 0"),
+        ("problem_type", "classification", "single_label_classification"),
     ],
 )
 def test_error_names_field_value_and_what_is_allowed(field, value, allowed):
@@ -73,6 +74,13 @@ def test_error_names_field_value_and_what_is_allowed(field, value, allowed):
         RNNSentConfig(**{field: value})
     message = str(error.value)
     assert field in message and str(value) in message and allowed in message
+
+
+@pytest.mark.parametrize(("field", "value"), [("temperature", 0), ("hidden_dropout", 0.5), ("pad_token_id", 99)])
+def test_what_a_model_is_loaded_with_is_checked_too(tmp_path, field, value):
+    RNNSentForSequenceClassification(RNNSentConfig(vocab_size=50)).save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match=f"`{field}`.*{value}"):
+        RNNSentForSequenceClassification.from_pretrained(tmp_path, **{field: value})
 
 
 @pytest.mark.parametrize(

