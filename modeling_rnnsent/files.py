@@ -99,9 +99,10 @@ def read_dataset(
         InputError: where a .csv or .tsv file is broken; whatever `load_dataset` raises for anything else.
     """
     builder = load_dataset_builder(name, config_name) if Path(name).is_dir() else None
-    if not isinstance(builder, Csv) or builder.info.features or builder.config.features:
+    files = {str(key): paths for key, paths in (builder.config.data_files or {}).items()} if builder else {}
+    is_plain = all(path.lower().endswith((".csv", ".tsv")) for paths in files.values() for path in paths)
+    if not (isinstance(builder, Csv) and is_plain) or builder.info.features or builder.config.features:
         return load_dataset(name, config_name, split=split, streaming=streaming)
-    files = {str(key): paths for key, paths in builder.config.data_files.items()}
     if split not in (None, *files):
         raise InputError(f"the data set {name!r} has no split {split!r}, only {sorted(files)}.")
     found = {}

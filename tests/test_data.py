@@ -415,19 +415,26 @@ def test_numbers_among_a_models_names_are_names(tmp_path):
     assert load_labeled_split(path, Labels.of(config), DataArguments())["label"] == [1, 3] * 10
 
 
-def test_csv_files_of_a_folder_are_read_as_one_alone_is(tmp_path):
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_csv_files_of_a_folder_are_read_as_one_alone_is(tmp_path, suffix):
     labels = ["01", "1", "None", "null"] * 5
     for name in ("train", "validation", "test"):
-        write(FRAME.assign(label=labels), tmp_path / f"{name}.csv")
+        write(FRAME.assign(label=labels), tmp_path / f"{name}{suffix}")
     arguments = DataArguments(dataset_name=str(tmp_path))
-    data = load_labeled_texts(arguments)
+    data = load_labeled_texts(arguments, "single_label_classification")
     assert data.labels.names == ["01", "1", "None", "null"]
     tested = load_labeled_split(str(tmp_path), data.labels, arguments)
     assert tested["label"] == data.splits["test"]["label"] == [0, 1, 2, 3] * 5
     with pytest.raises(InputError, match=r"no split 'more', only \['test', 'train', 'validation'\]"):
         load_labeled_split(str(tmp_path), data.labels, arguments, "more")
-    write(pandas.DataFrame({"text": ["null", "a film"]}), tmp_path / "test.csv")
+    write(pandas.DataFrame({"text": ["null", "a film"], "label": ["1", "1"]}), tmp_path / f"test{suffix}")
     assert list(stream_texts(str(tmp_path))) == ["null", "a film"]
+
+
+def test_packed_csv_files_of_a_folder_are_read(tmp_path):
+    FRAME.to_csv(tmp_path / "train.csv.gz", index=False)
+    data = load_labeled_texts(DataArguments(dataset_name=str(tmp_path)))
+    assert sorted(text for split in data.splits.values() for text in split["text"]) == sorted(FRAME["text"])
 
 
 def test_rows_without_text_are_rows(tmp_path):
