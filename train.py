@@ -307,15 +307,15 @@ def take_over_ngrams(run: Run, given: dict) -> bool:
         return False
     with loading("model", name):
         held = RNNSentConfig.from_pretrained(name)
-        wanted = RNNSentConfig.from_pretrained(name, **given)
     if RNNSentForSequenceClassification.__name__ not in (held.architectures or ()) or not held.ngram_order:
         return False
-    if (held.problem_type, held.id2label) != (wanted.problem_type, wanted.id2label):
+    if (held.problem_type, held.id2label) != (given["problem_type"], given["id2label"]):
         given.setdefault("ngram_order", 0)
         return False
-    if (held.ngram_order, held.ngram_buckets) != (wanted.ngram_order, wanted.ngram_buckets):
+    sizes = {"ngram_order": held.ngram_order, "ngram_buckets": held.ngram_buckets}
+    if any(given.get(field, size) != size for field, size in sizes.items()):
         return False
-    given.update(ngram_order=held.ngram_order, ngram_buckets=held.ngram_buckets)
+    given.update(sizes)
     if run.training.should_log:
         print(f"the n-grams of {name} are kept", flush=True)
     return True

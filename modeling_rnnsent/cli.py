@@ -277,7 +277,8 @@ def print_predictions(
     classify = BulkClassifier(scorer, num_threads)
     for texts in windows:  # one list after the other: an answer is not to wait for the next list
         for text, row in zip(texts, classify(texts)):
-            scores = dict(zip(names, rounded(row).reshape(-1).tolist()))
+            (answer,) = rounded(row[None])
+            scores = {names[0]: answer} if kind == "regression" else dict(zip(names, answer))
             if kind == "multi_label_classification":
                 answer, shown = {"labels": scores}, scores
             else:

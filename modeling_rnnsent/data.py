@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -163,12 +164,8 @@ def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, sp
         if Path(source).suffix.lower() in TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
         name = split or "test"
-        try:
+        with _reading(f"the split {name!r} of the data set {source!r}"):
             dataset = read_dataset(source, None, _columns(arguments), name)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
-            raise InputError(f"cannot read the split {name!r} of the data set {source!r}: {error}") from error
     return _encode_labels(_check_columns(dataset, name, arguments, ("text", "label")), name, labels)
 
 
@@ -204,13 +201,19 @@ def _columns(arguments: DataArguments) -> tuple[str, str]:
     return arguments.text_column_name, arguments.label_column_name
 
 
-def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
     try:
-        found = read_dataset(arguments.dataset_name, arguments.dataset_config_name, _columns(arguments))
+        yield
     except InputError:
         raise
     except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
-        raise InputError(f"cannot read the data set {arguments.dataset_name!r}: {error}") from error
+        raise InputError(f"cannot read {what}: {error}") from error
+
+
+def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
+    with _reading(f"the data set {arguments.dataset_name!r}"):
+        found = read_dataset(arguments.dataset_name, arguments.dataset_config_name, _columns(arguments))
     raw = {}
     for name, aliases in _SPLIT_NAMES.items():
         for alias in aliases:
@@ -249,14 +252,8 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
     else:
         if Path(source).suffix.lower() in TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
-        try:
+        with _reading(f"the split {split or 'test'!r} of the data set {source!r}"):
             dataset = read_dataset(source, None, (text_column_name,), split or "test", streaming=True)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a data set's files, the network or the Hub's answer may raise
-            raise InputError(
-                f"cannot read the split {split or 'test'!r} of the data set {source!r}: {error}"
-            ) from error
     texts = _stream_column(dataset, text_column_name, source)
     first = list(islice(texts, 1))  # so that what is wrong from the start is said at once
     if not first:
@@ -341,6 +338,8 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, colum
             f"the {split} data's labels must be of one kind, integers, names, floats or lists of these: row 1 has "
             f"{first!r:.100}, row {other} has {dataset['label'][other - 1]!r:.100}."
         )
+    if "label" in wanted and getattr(dataset.features["label"], "feature", None) is not None:
+        _check_lists(dataset["label"], split)
     return dataset
 
 
@@ -351,8 +350,6 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
     kind = feature if inner is None else inner
     if getattr(kind, "dtype", None) is None:
         raise InputError(f"labels must be integers, names, floats or lists of these, got {feature}.")
-    if inner is not None:
-        _check_lists(train["label"], "training")
     is_said = problem_type is not None
     if problem_type is None:
         if inner is not None:
@@ -467,7 +464,6 @@ def _encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
         )
     if inner is None:
         raise InputError(f"the {split} data's labels must be lists, of those that a text has, got {column[0]!r:.100}.")
-    _check_lists(column, split)
     rows = np.zeros((len(column), len(labels.names)), dtype=np.float32)
     for row, values in enumerate(column):
         rows[row, [encode(value, row) for value in values]] = 1

@@ -60,18 +60,7 @@ def read_file(
         options = _csv_options(path, f"{flag} {path!r}", separator, streaming)
     elif formats[suffix] == "json" and not streaming and (line := first_undecodable_line(path)):
         raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.")
-    try:
-        # The name is no pattern: `reviews[1].csv` is another file than `reviews1.csv`.
-        name = glob.escape(str(path))
-        dataset = load_dataset(formats[suffix], data_files=name, split="train", streaming=streaming, **options)
-    except Exception as error:
-        if "no data" in str(error):  # how `datasets` says that a file has no rows
-            raise InputError(f"{flag} {path!r} is empty.") from error
-        cause = error.__cause__ or error.__context__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            line = first_undecodable_line(path)
-            raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.") from error
-        raise InputError(f"{flag} {path!r} is not readable as {formats[suffix]}: {cause}") from error
+    dataset = _load(formats[suffix], [str(path)], f"{flag} {path!r}", streaming, options)
     if formats[suffix] == "text" and columns[0] != "text":
         return dataset.rename_column("text", columns[0])
     is_csv = formats[suffix] == "csv" and not streaming
@@ -108,11 +97,29 @@ def read_dataset(
     found = {}
     for key in files if split is None else [split]:
         options = _csv_options(files[key][0], f"the file {files[key][0]!r}", builder.config.sep or ",", streaming)
-        paths = [glob.escape(path) for path in files[key]]
-        found[key] = load_dataset("csv", data_files=paths, split="train", streaming=streaming, **options)
+        found[key] = _load("csv", files[key], f"the {key} data of {name!r}", streaming, options)
         if not streaming:
             found[key] = _with_types(found[key], columns, f"the {key} data")
     return DatasetDict(found) if split is None else found[split]
+
+
+def _load(
+    kind: str, paths: list[str], source: str, streaming: bool, options: dict[str, Any]
+) -> Dataset | IterableDataset:
+    """The rows of files by a builder of `datasets`; says in one sentence what is wrong with them."""
+    try:
+        # A name is no pattern: `reviews[1].csv` is another file than `reviews1.csv`.
+        names = [glob.escape(path) for path in paths]
+        return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
+    except Exception as error:
+        if "no data" in str(error):  # how `datasets` says that a file has no rows
+            raise InputError(f"{source} is empty.") from error
+        cause = error.__cause__ or error.__context__ or error
+        if isinstance(cause, UnicodeDecodeError):
+            path, line = next((path, line) for path in paths if (line := first_undecodable_line(path)))
+            source = source if len(paths) == 1 else f"{source}, {path!r}"
+            raise InputError(f"{source}, line {line} is not UTF-8: save the file in that encoding.") from error
+        raise InputError(f"{source} is not readable as {kind}: {cause}") from error
 
 
 def _with_types(dataset: Dataset, columns: tuple[str, ...], source: str) -> Dataset:

@@ -195,7 +195,7 @@ class _Part:
             self.file.flush()
 
     def write(self, rows: np.ndarray):
-        self.file.write(json.dumps([rounded(row).tolist() for row in rows]) + "\n")
+        self.file.write(json.dumps(rounded(rows)) + "\n")
         self.file.flush()
 
     def close(self):

@@ -133,9 +133,9 @@ def load_scorer(name: str, device: torch.device | str = "cpu", bf16: bool = Fals
         return TorchScorer(model, AutoTokenizer.from_pretrained(name), bf16)
 
 
-def rounded(answer: np.ndarray) -> np.ndarray:
-    """A text's answer as it is written: probabilities `(num_labels,)` to six places, a value `()` to seven digits."""
-    return np.round(answer, 6) if answer.ndim else np.float64(f"{answer:.7g}")
+def rounded(answers: np.ndarray) -> list:
+    """Answers as they are written: probabilities `(texts, labels)` to six places, values `(texts,)` to seven digits."""
+    return np.round(answers, 6).tolist() if answers.ndim > 1 else [float(f"{value:.7g}") for value in answers]
 
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:

@@ -447,7 +447,7 @@ def test_models_of_half_precision_are_exported_in_full(tmp_path, dtype):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"num_layers": 2, "bidirectional": True, "pooling": "max_mean"},
+        {"num_hidden_layers": 2, "bidirectional": True, "pooling": "max_mean"},
         {"pooling": "mean"},
         {"cell_type": "gru", "pooling": "attention"},
         {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}},

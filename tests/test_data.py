@@ -427,6 +427,9 @@ def test_csv_files_of_a_folder_are_read_as_one_alone_is(tmp_path, suffix):
     assert tested["label"] == data.splits["test"]["label"] == [0, 1, 2, 3] * 5
     with pytest.raises(InputError, match=r"no split 'more', only \['test', 'train', 'validation'\]"):
         load_labeled_split(str(tmp_path), data.labels, arguments, "more")
+    (tmp_path / f"validation{suffix}").write_bytes(b"text\ncaf\xe9\n")
+    with pytest.raises(InputError, match=r"the validation data of .*, line 2 is not UTF-8"):
+        load_labeled_texts(arguments)
     write(pandas.DataFrame({"text": ["null", "a film"], "label": ["1", "1"]}), tmp_path / f"test{suffix}")
     assert list(stream_texts(str(tmp_path))) == ["null", "a film"]
 
