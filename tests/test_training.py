@@ -176,8 +176,13 @@ def test_ngrams_are_kept_for_the_same_labels_and_fitted_for_others(reviews, tmp_
 def test_a_value_of_minus_one_hundred_is_learned_like_others(tmp_path):
     frame = make_reviews(60, 1)
     frame.assign(label=np.where(frame["label"], -100.0, -99.5)).to_csv(tmp_path / "data.csv", index=False)
-    flags = [f"--train_file={tmp_path / 'data.csv'}", "--validation_size=0.2", "--per_device_train_batch_size=1"]
-    train(*flags, *SMALL, f"--output_dir={tmp_path / 'run'}")
+    flags = [
+        *SMALL,
+        f"--train_file={tmp_path / 'data.csv'}",
+        "--validation_size=0.2",
+        "--per_device_train_batch_size=1",
+    ]
+    train(*flags, f"--output_dir={tmp_path / 'run'}")
     assert 9000 < read(tmp_path / "run" / "eval_results.json")["eval_mse"] < 100**2  # it has begun to move there
 
 
