@@ -15,6 +15,10 @@ class InputError(ValueError):
     """Something given by the user cannot be used; the message says what was given and what is allowed."""
 
 
+class Diverged(InputError):
+    """A training went astray: its numbers are no longer finite."""
+
+
 class Interrupted(KeyboardInterrupt):
     """
     The run was told to stop; the message says what is saved and how to go on.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from .data import Labels
+from .errors import Diverged
 from .scoring import probabilities
 
 
@@ -92,11 +93,16 @@ def metrics_for(labels: Labels) -> Callable[[EvalPrediction], dict[str, float]]:
         labels ([`Labels`]): What the labels are.
 
     Returns:
-        A function from predictions (logits) and label ids to metrics by name.
+        A function from predictions (logits) and label ids to metrics by name, which raises `Diverged` where the
+        predictions are no finite numbers.
     """
     measure = measure_for(labels)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        if not np.isfinite(prediction.predictions).all():
+            raise Diverged(
+                "the training has diverged: the model's answers are no finite numbers. Lower its learning_rate."
+            )
         return measure(probabilities(prediction.predictions, labels.problem_type), prediction.label_ids)
 
     return compute_metrics

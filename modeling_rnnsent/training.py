@@ -1,6 +1,7 @@
 """`transformers.Trainer` for RNNSent models: batches by length, checkpoints that are whole or absent."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from .checkpoints import (
     remove_checkpoints,
 )
 from .data import Labels
-from .errors import InputError, Interrupted
+from .errors import Diverged, InputError, Interrupted
 from .launching import stop_request
 from .metrics import mean_loss
 from .objectives import Objectives, unlabeled_batches, watched
@@ -60,7 +61,7 @@ def usable(name: str, value: Any) -> Iterator[None]:
 
 
 class _Steering(TrainerCallback):
-    """Tells the sampler its epoch, and has a run that was told to stop save itself first."""
+    """Tells the sampler its epoch, ends a run that diverges, and has one that was told to stop save itself first."""
 
     # Processes agree on whether to stop by a word with each other, which takes time.
     STEPS_BETWEEN_WORDS = 10
@@ -79,6 +80,15 @@ class _Steering(TrainerCallback):
             args.world_size == 1 or state.global_step % self.STEPS_BETWEEN_WORDS == 0
         ):
             control.should_save = control.should_save or self.trainer.agree_to_stop()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        # After such a gradient no weight is a number; with a scaler the step is left out, and is no loss.
+        norm = (logs or {}).get("grad_norm", 0.0)
+        if not math.isfinite(norm) and self.trainer.accelerator.scaler is None:
+            raise Diverged(
+                f"the training has diverged: its gradient is {norm} at step {state.global_step}. A learning_rate below "
+                f"{args.learning_rate:g} may keep it from that."
+            )
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save = control.should_save or self.trainer.agree_to_stop()

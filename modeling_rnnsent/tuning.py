@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .arguments import Run, parse_run
 from .checkpoints import locked
 from .configuration_rnnsent import RNNSentConfig
 from .data import load_labeled_texts, tokenize
-from .errors import InputError, Interrupted
+from .errors import Diverged, InputError, Interrupted
 from .launching import stop_request, use_threads
 from .metrics import metrics_for
 from .modeling_rnnsent import RNNSentForSequenceClassification
@@ -124,18 +125,34 @@ def search(run: Run, settings: dict[str, Any], folder: Path, fixed: set[str], mi
     check_same_search(study, {"metric_for_best_model": metric, **asked}, folder)
     tried = len(whole(study))
     if trials is None or tried < trials:
-        trainer.hyperparameter_search(
-            hp_space=lambda trial: suggest(trial, TRAINING_SPACE, fixed),
-            compute_objective=lambda metrics: metrics[f"eval_{metric}"],
-            n_trials=None if trials is None else trials - tried,
-            direction=direction,
-            backend="optuna",
-            timeout=60 * minutes,
-            sampler=optuna.samplers.TPESampler(seed=run.training.seed + len(study.trials)),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-            **kept,
-        )
+        with _none_finished(study):
+            trainer.hyperparameter_search(
+                hp_space=lambda trial: suggest(trial, TRAINING_SPACE, fixed),
+                compute_objective=lambda metrics: metrics[f"eval_{metric}"],
+                n_trials=None if trials is None else trials - tried,
+                direction=direction,
+                backend="optuna",
+                timeout=60 * minutes,
+                sampler=optuna.samplers.TPESampler(seed=run.training.seed + len(study.trials)),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+                **kept,
+            )
     return optuna.load_study(study_name=STUDY, storage=kept["storage"])
+
+
+@contextmanager
+def _none_finished(study):
+    """Passes over the error of `transformers` where all trainings were given up, and there is no best one to return."""
+    try:
+        yield
+    except ValueError:
+        if _finished(study):
+            raise
+
+
+def _finished(study) -> list:
+    """The trainings that came to their end."""
+    return [trial for trial in study.trials if trial.state.name == "COMPLETE"]
 
 
 def whole(study) -> list:
@@ -156,6 +173,18 @@ def check_same_search(study, settings: dict[str, Any], folder: Path):
             f"{folder} holds a search with {name}={held.get(name)}, this one has {name}={settings.get(name)}: go on "
             "with what it began with, or name another --output."
         )
+
+
+class _TrialTrainer(RNNSentTrainer):
+    """A trainer whose trial is given up where it diverges, for the search to go on."""
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        except Diverged as error:
+            from optuna import TrialPruned
+
+            raise TrialPruned(str(error)) from error
 
 
 def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
@@ -180,7 +209,7 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
         set_seed(arguments.seed)  # as `Trainer` does when it is given a model: the recipe written is to give the same
         return model
 
-    trainer = RNNSentTrainer(
+    trainer = _TrialTrainer(
         model_init=make_model,
         args=arguments,
         train_dataset=splits["train"],
@@ -195,9 +224,10 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
 
 def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
     """Writes the recipe with the flags and the best settings; returns what there is to say."""
-    finished = [trial for trial in study.trials if trial.value is not None]
-    if not finished:
-        raise InputError("no training came to its end in the time given: give more --minutes.")
+    if not _finished(study):
+        raise InputError(
+            "no training came to its end: give more --minutes or, where they diverge, a lower learning_rate."
+        )
     best, metric = study.best_trial, run.training.metric_for_best_model
     settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
     given = run.settings(None)  # the recipe's with the flags; what only the search had is not in it

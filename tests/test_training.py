@@ -442,6 +442,16 @@ class TestRecipesAndFlags:
 
 class TestWhatGoesWrong:
     @pytest.mark.parametrize(
+        ("steps", "message"),
+        [(1, "A learning_rate below 1e+38"), (1000, "answers are no finite numbers")],
+    )
+    def test_training_that_diverges_is_ended(self, steps, message, reviews, tmp_path):
+        flags = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation")]
+        flags += [*SMALL, "--learning_rate=1e38", f"--logging_steps={steps}", "--eval_strategy=epoch"]
+        error = fails(*flags, f"--output_dir={tmp_path / 'run'}")
+        assert "the training has diverged" in error and message in error
+
+    @pytest.mark.parametrize(
         ("flag", "message"),
         [
             ("--label_column_name=stars", "no column 'stars'"),

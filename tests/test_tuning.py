@@ -66,6 +66,15 @@ def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp
     assert study.best_value == pytest.approx(evaluations[-1])
 
 
+def test_search_goes_on_after_a_training_that_diverges(reviews, tmp_path):
+    output = tmp_path / "tuned"
+    command = [RNNSENT, "tune", ROOT / "configuration" / "default.yaml", f"--output={output}", "--minutes=5"]
+    command += [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation")]
+    result = run(*command, "--trials=2", "--learning_rate=1e38", "--logging_steps=1", check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "error: no training came to its end" in result.stderr and ended(output) == 2
+
+
 def test_what_cannot_be_searched_is_said(tmp_path):
     for flags, message in (
         (["configuration/pretrain.yaml"], "no language model"),
