@@ -146,7 +146,8 @@ def _none_finished(study):
     try:
         yield
     except ValueError:
-        if _finished(study):
+        # An error within a training leaves that one failed.
+        if _finished(study) or [trial.state.name for trial in study.trials[-1:]] != ["PRUNED"]:
             raise
 
 

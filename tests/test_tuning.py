@@ -73,6 +73,15 @@ def test_search_goes_on_after_a_training_that_diverges(reviews, tmp_path):
     result = run(*command, "--trials=2", "--learning_rate=1e38", "--logging_steps=1", check=False)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "error: no training came to its end" in result.stderr and ended(output) == 2
+    # What goes wrong within a training for another reason is said as ever.
+    result = run(
+        *command[:3],
+        f"--output={tmp_path / 'other'}",
+        *command[4:],
+        "--lr_scheduler_type=cosine_with_min_lr",
+        check=False,
+    )
+    assert result.returncode == 1 and "cosine_with_min_lr" in result.stderr and "came to its end" not in result.stderr
 
 
 def test_what_cannot_be_searched_is_said(tmp_path):
