@@ -129,6 +129,8 @@ class StopRequest:
         before_patience, self.is_patient = self.is_patient, is_patient
         in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
         signals = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+        if in_main and signal.getsignal(signal.SIGINT) != self._take:
+            self.signal = None  # what stopped earlier work, in a notebook, is no word to this
         before = [signal.signal(number, self._take) for number in signals]
         try:
             yield
@@ -143,7 +145,7 @@ class StopRequest:
             raise KeyboardInterrupt
         if os.environ.get("RANK", "0") == "0":
             # Not `print`, which the signal may have come in the middle of.
-            os.write(2, b"\nStopping with a checkpoint after this step. Once more: at once and without.\n")
+            os.write(2, b"\nStopping as soon as the work is saved. Once more: at once, without saving it.\n")
 
 
 stop_request = StopRequest()

@@ -244,6 +244,7 @@ class RNNSentTrainer(Trainer):
         Raises:
             Interrupted: after SIGINT or SIGTERM, with the last checkpoint's path.
         """
+        self._is_stopping = False
         try:
             with stop_request.heeded(is_patient=True):
                 return super().train(*args, **kwargs)

@@ -98,7 +98,7 @@ def tune_recipe(
     getLogger("optuna.study._optimize").addFilter(lambda record: not record.exc_info)
     with locked(output):
         try:
-            with stop_request.heeded(is_patient=False):  # also where a library swallows it: the next training stops
+            with stop_request.heeded(is_patient=False):
                 study = search(run, settings, folder, names_of(flags), minutes, trials)
         except KeyboardInterrupt:
             raise Interrupted(
@@ -125,7 +125,8 @@ def search(run: Run, settings: dict[str, Any], folder: Path, fixed: set[str], mi
     check_same_search(study, {"metric_for_best_model": metric, **asked}, folder)
     tried = len(whole(study))
     if trials is None or tried < trials:
-        with _none_finished(study):
+        # A signal waits for a training's next step or start: within the work of the file of trials it would break that.
+        with _none_finished(study), stop_request.heeded(is_patient=True):
             trainer.hyperparameter_search(
                 hp_space=lambda trial: suggest(trial, TRAINING_SPACE, fixed),
                 compute_objective=lambda metrics: metrics[f"eval_{metric}"],
@@ -177,9 +178,11 @@ def check_same_search(study, settings: dict[str, Any], folder: Path):
 
 
 class _TrialTrainer(RNNSentTrainer):
-    """A trainer whose trial is given up where it diverges, for the search to go on."""
+    """A trainer whose trial is given up where it diverges, for the search to go on, unless that was told to stop."""
 
     def train(self, *args, **kwargs):
+        if stop_request.signal is not None:
+            raise KeyboardInterrupt
         try:
             return super().train(*args, **kwargs)
         except Diverged as error:

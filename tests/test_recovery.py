@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, train
+from datasets import Dataset
 from prepared import Prepared
 from test_training import fails, read
+from transformers import TrainerCallback
 
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
 from modeling_rnnsent.checkpoints import check_checkpoint, find_checkpoint, finish_checkpoint, list_checkpoints
 from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.padding import PaddingCollator
+from modeling_rnnsent.training import RNNSentTrainer
 
 RESUME = "--resume_from_checkpoint=last"
 # Dropout, a schedule, gradient accumulation, an evaluation that chooses, texts without labels and n-grams: everything
@@ -124,6 +129,24 @@ def test_interrupted_before_the_first_step_leaves_nothing(flags, tmp_path):
         assert not output.exists()
     else:
         assert [path.name for path in list_checkpoints(output)] == ["checkpoint-1"]
+
+
+def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2 and not list_checkpoints(tmp_path):
+                signal.raise_signal(signal.SIGINT)
+
+    rows = Dataset.from_dict({"input_ids": [[2, 3], [4, 5, 6]] * 8, "labels": [0, 1] * 8})
+    arguments = RNNSentTrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, num_train_epochs=2, report_to=[], disable_tqdm=True
+    )
+    model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=7, embedding_size=4, hidden_size=4))
+    trainer = RNNSentTrainer(model, arguments, train_dataset=rows, data_collator=PaddingCollator(0), callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-3 is saved"):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert trainer.state.global_step == 8
 
 
 @pytest.mark.slow
