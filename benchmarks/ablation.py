@@ -29,6 +29,7 @@ FROM_SCRATCH = {
     "bidirectional": True,
     "initializer_range": 0.1,
     "min_frequency": 5,
+    "keep_punctuation": True,
 }
 ROWS = {
     BASE: {},

@@ -110,7 +110,9 @@ def review_lengths(limit: int = 400) -> torch.Tensor:
 
 
 def show(title: str, rows: list[dict[str, Any]]):
-    """Prints rows as a Markdown table; columns are the keys of the first row."""
+    """Prints rows as a Markdown table; columns are the keys of the first row. Without a row the program ends."""
+    if not rows:
+        sys.exit("error: there is nothing to show: no row is what was asked for.")
     columns = list(rows[0])
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells)]
@@ -141,7 +143,13 @@ def write(name: str, machine: dict[str, Any], rows: list[dict[str, Any]], quiet:
 
 
 def read(name: str, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows that `results/NAME.json` holds of this machine, with these versions; of another: none."""
+    """Rows that `results/NAME.json` holds of this machine, with these versions. The program ends for one of another."""
     path = RESULTS / f"{name}.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": None}
-    return held["rows"] if held["machine"] == machine else []
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": machine, "rows": []}
+    for key in machine:
+        if held["machine"].get(key) != machine[key]:
+            sys.exit(
+                f"error: {path} is of {key} {held['machine'].get(key)!r}, this is {machine[key]!r}: move it elsewhere "
+                "to begin anew."
+            )
+    return held["rows"]

@@ -37,6 +37,7 @@ def read(folder: Path) -> dict:
         "test": test["test_accuracy"],
         "calibration error": round(test["test_calibration_error"], 4),
         "minutes": round(minutes(folder), 1),
+        "processor": describe_machine()["processor"],
     }
 
 
@@ -56,6 +57,7 @@ def group(rows: list[dict]) -> list[dict]:
                 "seeds": ", ".join(str(row["seed"]) for row in runs),
                 "validation": spread([row["validation"] for row in runs]),
                 "test": spread([row["test"] for row in runs]),
+                "processor": ", ".join(dict.fromkeys(row["processor"] for row in runs)),
                 "minutes": f"{min(row['minutes'] for row in runs):.1f} to {max(row['minutes'] for row in runs):.1f}",
             }
         )
@@ -90,6 +92,7 @@ if __name__ == "__main__":
     rows = sorted(rows.values(), key=lambda row: (row["recipe"], row["seed"]))
     show("IMDb, 25,000 test reviews", group(rows))
     machine = describe_machine()
-    del machine["threads"]  # this process's, not the runs'
+    for own in ("processor", "instructions", "cores", "threads"):  # this process's, not the runs'
+        del machine[own]
     write("runs", machine, rows)
     draw(rows, json.loads((RESULTS / "baselines.json").read_text())["rows"])

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -58,7 +59,8 @@ class ChapterLoop:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
         self.loss = nn.BCELoss()
         rows = list(zip(reviews["text"], reviews["label"]))
-        self.batches = iter(DataLoader(rows, batch_size=32, shuffle=True, collate_fn=self.collate))
+        batches = DataLoader(rows, batch_size=32, shuffle=True, collate_fn=self.collate)
+        self.batches = chain.from_iterable(repeat(batches))  # epoch after epoch
 
     def collate(self, rows):
         ids = []

@@ -216,6 +216,6 @@ class Explainer:
         words = torch.zeros(input_ids.shape[1], device=input_ids.device)
         for size in range(1, ngrams.order + 1):  # an n-gram stands at its last word
             share = shares[:, size - 1] / size
-            for back in range(size):
+            for back in range(min(size, len(words))):
                 words[: len(words) - back] += share[back:]
         return words

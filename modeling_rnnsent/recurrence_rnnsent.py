@@ -424,12 +424,15 @@ class RNNSentRecurrence(nn.Module):
         return torch.bfloat16 if can else dtype
 
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
-        """The same for a cell that `torch` has no layer for, one step after the other."""
-        state = tuple(part.squeeze(0) for part in initial)
+        """The same for a cell that `torch` has no layer for, one step after the other, in the type of its weights."""
+        own, device = weights[0].dtype, input.device.type
+        state = tuple(part.squeeze(0).to(own) for part in initial)
         outputs = []
-        for projected in self._project(input, weights).unbind(1):
-            state = self._step(projected, state, weights)
-            outputs.append(state[0])
+        is_autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
+            for projected in self._project(input.to(own), weights).unbind(1):
+                state = self._step(projected, state, weights)
+                outputs.append(state[0])
         return torch.stack(outputs, dim=1), *(part.unsqueeze(0) for part in state)
 
     def _scan(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:

@@ -11,10 +11,11 @@ from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.showing import in_colours, in_columns
 
 TEXT = "A great film<br />and NOT a dull plot :-) é unseen"
+WORDS = ["A", "great", "film", "and", "NOT", "a", "dull", "plot", ":-)", "é", "unseen"]
 MODELS = [
     {"pooling": "max_mean", "bidirectional": True},
     {"pooling": "last", "cell_type": "gru"},
-    {"pooling": "mean", "ngram_order": 3, "ngram_buckets": 4096, "ngram_weight": 0.3},
+    {"pooling": "mean", "ngram_order": 4, "ngram_buckets": 4096, "ngram_weight": 0.3},
     {"pooling": "max_mean", "bidirectional": True, "ngram_order": 2, "ngram_buckets": 4096, "ngram_weight": 1.0},
     {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}, "ngram_order": 2},
     {"problem_type": "multi_label_classification", "cell_type": "rnn"},
@@ -39,12 +40,13 @@ def margin(logits, target, problem_type):
     return float(logits[target]) - float(sum(others)) / len(others)
 
 
-def test_contributions_add_up_to_the_score(explainer):
+@pytest.mark.parametrize("text", [TEXT, "Great film"])  # which is shorter than the longest n-grams
+def test_contributions_add_up_to_the_score(explainer, text):
     model, config = explainer.model, explainer.model.config
-    explanation = explainer(TEXT)
-    assert explanation.words == ["A", "great", "film", "and", "NOT", "a", "dull", "plot", ":-)", "é", "unseen"]
+    explanation = explainer(text)
+    assert explanation.words == (WORDS if text == TEXT else ["Great", "film"])
     target = config.label2id[explanation.label]
-    ids = torch.tensor([TOKENIZER(TEXT)["input_ids"]])
+    ids = torch.tensor([TOKENIZER(text)["input_ids"]])
     with torch.no_grad():
         whole = margin(model(ids).logits[0], target, config.problem_type)
         # A text of as many words whose embeddings are zero and that have no n-grams.

@@ -452,9 +452,13 @@ def test_half_precision(cell_type, dtype):
     torch.testing.assert_close(half.logits.float(), expected, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
-def test_autocast(cell_type):
-    model = make(RNNSentForSequenceClassification, cell_type=cell_type, num_hidden_layers=2, bidirectional=True)
+@pytest.mark.parametrize(
+    "settings",
+    [{"cell_type": "rnn"}, {"cell_type": "lstm"}, {"cell_type": "gru"}, {"cell_type": "rnn", "recurrence": "output"}],
+    ids=str,
+)
+def test_autocast(settings):
+    model = make(RNNSentForSequenceClassification, **settings, num_hidden_layers=2, bidirectional=True)
     batch = {**make_batch([6, 3]), "labels": torch.tensor([0, 1])}
     expected = model(**batch).loss
     with torch.autocast("cpu", torch.bfloat16):
