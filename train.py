@@ -114,7 +114,7 @@ def is_left_alone(run: Run) -> bool:
             print(f"{arguments.output_dir} holds this run, finished: it is uploaded.", flush=True)
             publish_run(arguments)
         return True
-    if arguments.resume_from_checkpoint == "last":
+    if arguments.resume_from_checkpoint == "last" and is_same(run):
         if arguments.should_log:
             print(f"{arguments.output_dir} holds a finished run: there is nothing to go on with.")
         return True
@@ -245,6 +245,14 @@ def check_settings_of(run: Run):
         raise InputError(f"{name} is for transformers' own layers, not for recurrent ones: leave it out.")
     if training.neftune_noise_alpha is not None and model.input_encoding == "one_hot":
         raise InputError("neftune_noise_alpha is for an embedding, which input_encoding 'one_hot' has not.")
+    if run.data.task == "text-classification":
+        for name, needed in (
+            ("prediction_loss_only", False),
+            ("batch_eval_metrics", False),
+            ("eval_do_concat_batches", True),
+        ):
+            if getattr(training, name) != needed:
+                raise InputError(f"{name} must be {needed} for a classifier, whose metrics are of all answers at once.")
     if training.fp16 and training.device.type == "cpu":
         raise InputError("fp16 is for a GPU: on a CPU give bf16, where it multiplies in it, or neither.")
     if training.fsdp and training.world_size == 1:
@@ -307,9 +315,10 @@ def take_over_ngrams(run: Run, given: dict) -> bool:
         return False
     with loading("model", name):
         held = RNNSentConfig.from_pretrained(name)
-    if RNNSentForSequenceClassification.__name__ not in (held.architectures or ()) or not held.ngram_order:
+    is_classifier = RNNSentForSequenceClassification.__name__ in (held.architectures or ())
+    if is_classifier and not held.ngram_order:
         return False
-    if (held.problem_type, held.id2label) != (given["problem_type"], given["id2label"]):
+    if not is_classifier or (held.problem_type, held.id2label) != (given["problem_type"], given["id2label"]):
         given.setdefault("ngram_order", 0)
         return False
     sizes = {"ngram_order": held.ngram_order, "ngram_buckets": held.ngram_buckets}

@@ -233,6 +233,8 @@ class RNNSentTrainingArguments(TrainingArguments):
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.seed >= 2**32:  # numpy's limit
+            raise ValueError(f"seed must be below 2**32, got {self.seed}.")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if self.hub_strategy != "end":

@@ -221,6 +221,10 @@ def check_settings(checkpoint: str | None, settings: dict[str, Any] | None):
     if checkpoint is None or settings is None:
         return
     held = _read_json(Path(checkpoint), SETTINGS)
+    if held.get("save_only_model"):
+        raise InputError(
+            f"the checkpoint {checkpoint} was saved with save_only_model: it has no optimizer to go on with."
+        )
     settings = json.loads(json.dumps(settings))
     for name in sorted({*held, *settings}):
         if name in _MAY_DIFFER or name.startswith(_MAY_DIFFER_BY_START):

@@ -4,7 +4,7 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,13 @@ def load_texts(arguments: DataArguments) -> LabeledTexts:
     raw.pop("test", None)
     raw = {name: _check_columns(dataset, name, arguments, ("text",)) for name, dataset in raw.items()}
     unlabeled = raw.pop("unlabeled", None)
-    splits = _split(raw, arguments, None)
+    splits = _split(raw, replace(arguments, max_train_samples=None), None)
     if unlabeled is not None:
-        splits["train"] = concatenate_datasets([splits["train"], unlabeled])
+        parts = [splits["train"], unlabeled]
+        if parts[0].features != parts[1].features:  # Parquet files may hold longer columns than others do
+            parts = [part.cast_column("text", datasets.Value("large_string")) for part in parts]
+        splits["train"] = concatenate_datasets(parts)
+    splits["train"] = _shorten(splits["train"], "max_train_samples", arguments)
     return LabeledTexts(splits, None)
 
 
@@ -480,8 +484,8 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
         size = getattr(arguments, f"{name}_size")
         if not 0 <= size < 1:
             raise InputError(f"{name}_size must be at least 0 and below 1, got {size}.")
-    if arguments.split_seed < 0:
-        raise InputError(f"split_seed must be at least 0, got {arguments.split_seed}.")
+    if not 0 <= arguments.split_seed < 2**32:
+        raise InputError(f"split_seed must be at least 0 and below 2**32, got {arguments.split_seed}.")
     wanted = {
         name: round(getattr(arguments, f"{name}_size") * len(raw["train"]))
         for name in ("validation", "test")
@@ -510,17 +514,22 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
         ("validation", "max_eval_samples"),
         ("test", "max_test_samples"),
     ):
-        limit = getattr(arguments, flag)
-        if limit is not None and name in raw:
-            if limit < 1:
-                raise InputError(f"{flag} must be at least 1, got {limit}.")
-            if limit < len(raw[name]):
-                # At random: files are often sorted by class.
-                order = np.random.default_rng(arguments.split_seed).permutation(len(raw[name]))[:limit]
-                raw[name] = raw[name].select(np.sort(order))
+        if name in raw:
+            raw[name] = _shorten(raw[name], flag, arguments)
     if labels is not None and labels.problem_type == "single_label_classification":
         _check_classes(raw["train"], labels)
     return DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
+
+
+def _shorten(dataset: Dataset, flag: str, arguments: DataArguments) -> Dataset:
+    """No more examples than the flag says, at random: files are often sorted by class."""
+    limit = getattr(arguments, flag)
+    if limit is not None and limit < 1:
+        raise InputError(f"{flag} must be at least 1, got {limit}.")
+    if limit is None or limit >= len(dataset):
+        return dataset
+    order = np.random.default_rng(arguments.split_seed).permutation(len(dataset))[:limit]
+    return dataset.select(np.sort(order))
 
 
 def _check_classes(train: Dataset, labels: Labels):

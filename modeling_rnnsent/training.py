@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -218,11 +219,15 @@ class RNNSentTrainer(Trainer):
             return super().create_scheduler(*args, **kwargs)
 
     def _determine_best_metric(self, metrics, trial):
+        self.check_metric(metrics)
+        return super()._determine_best_metric(metrics, trial)
+
+    def check_metric(self, metrics: dict[str, float]):
+        """Raises `InputError` where what models are compared by is not among the validation split's metrics."""
         name, times = self.args.metric_for_best_model, ("epoch", "runtime", "per_second")
         held = sorted(key.removeprefix("eval_") for key in metrics if not key.endswith(times))
         if name is not None and name.removeprefix("eval_") not in held:
             raise InputError(f"metric_for_best_model {name!r} is not what the validation split gives: {held}.")
-        return super()._determine_best_metric(metrics, trial)
 
     def _takes_lazy_optimizer(self) -> bool:
         embedding = self.model.get_input_embeddings()
@@ -280,6 +285,15 @@ class RNNSentTrainer(Trainer):
             return super()._get_grad_norm(model, grad_norm)
         return clip_gradients(list(model.parameters()), float("inf"))
 
+    def _get_dataloader(self, *args, is_training=False, **kwargs):
+        """As `Trainer._get_dataloader`, but `dataloader_drop_last` is for training: every text is evaluated."""
+        drops = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
 
@@ -334,8 +348,12 @@ class RNNSentTrainer(Trainer):
                 loss = model(**inputs, num_items_in_batch=1).loss
             tokens = sum(max(0, len(ids) - 1) for ids in batch)
             sums += torch.tensor([float(loss), tokens], dtype=torch.float64)
-        loss, tokens = self.accelerator.reduce(sums.to(torch.float32 if self.args.device.type == "mps" else sums.dtype))
-        metrics = {f"{metric_key_prefix}_loss": float(loss) / max(1, float(tokens))}
+        device = self.args.device  # where the processes' connection reduces
+        loss, tokens = self.accelerator.reduce(sums.to(device, torch.float32 if device.type == "mps" else sums.dtype))
+        loss = float(loss) / max(1, float(tokens))
+        if not loss < math.log(sys.float_info.max):  # beyond it there is no perplexity
+            raise Diverged(f"the training has diverged: the loss is {loss:g} a token. Lower its learning_rate.")
+        metrics = {f"{metric_key_prefix}_loss": loss}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
     def create_model_card(self, *args, **kwargs):
@@ -374,11 +392,10 @@ class RNNSentTrainer(Trainer):
             raise
         self.accelerator.wait_for_everyone()
         if self._is_stopping:
-            raise Interrupted(
-                f"interrupted: {place} is saved, and the same command with --resume_from_checkpoint last goes on from "
-                "it",
-                stop_request.signal,
-            )
+            how = "the same command with --resume_from_checkpoint last goes on from it"
+            if self.args.save_only_model:
+                how = "with --save_only_model it is no checkpoint to go on from"
+            raise Interrupted(f"interrupted: {place} is saved, and {how}", stop_request.signal)
 
     def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
         progress = super()._init_training_state(
@@ -386,6 +403,11 @@ class RNNSentTrainer(Trainer):
         )
         if resume_from_checkpoint is None:
             return progress
+        # What this run was given beside the one before it: its own intervals, callbacks that the other had not.
+        self.state.compute_steps(self.args, max_steps)
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         if held := self.state.stateful_callbacks.get(_Stopwatch.__name__):
             self.stopwatch.earlier = held["attributes"]["earlier"]
         for callback in self.callback_handler.callbacks:

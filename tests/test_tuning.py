@@ -94,3 +94,16 @@ def test_what_cannot_be_searched_is_said(tmp_path):
     ):
         result = run(RNNSENT, "tune", *flags, f"--output={tmp_path / 'tuned'}", check=False)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_metric_that_the_validation_texts_do_not_give_is_one_line(reviews, tmp_path):
+    (tmp_path / "one_class.csv").write_text("text,label\na film,1\nanother,1\n")
+    command = [RNNSENT, "tune", ROOT / "configuration" / "default.yaml", f"--output={tmp_path / 'tuned'}"]
+    command += [
+        "--minutes=5",
+        f"--train_file={reviews / 'train.csv'}",
+        f"--validation_file={tmp_path / 'one_class.csv'}",
+    ]
+    result = run(*command, "--metric_for_best_model=roc_auc", "--num_train_epochs=1", check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "error: metric_for_best_model 'roc_auc' is not what the validation split gives" in result.stderr
