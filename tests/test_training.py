@@ -171,6 +171,11 @@ def test_ngrams_are_kept_for_the_same_labels_and_fitted_for_others(reviews, tmp_
     fitted = train(*flags, f"--output_dir={tmp_path / 'fitted'}")
     assert "fitting" in fitted.stdout and "are kept" not in fitted.stdout
     assert read(tmp_path / "fitted" / "eval_results.json")["eval_accuracy"] > 0.9
+    # What a language model's config says of n-grams was never fitted.
+    flags = [f"--train_file={reviews / 'train.csv'}", "--validation_size=0.2", *SMALL, "--max_steps=2"]
+    train(*flags, "--task=language-modeling", "--ngram_order=2", f"--output_dir={tmp_path / 'language'}")
+    train(*flags, f"--model_name_or_path={tmp_path / 'language'}", f"--output_dir={tmp_path / 'from'}")
+    assert RNNSentForSequenceClassification.from_pretrained(tmp_path / "from").ngrams is None
 
 
 def test_a_value_of_minus_one_hundred_is_learned_like_others(tmp_path):
