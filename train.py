@@ -32,6 +32,7 @@ from modeling_rnnsent.checkpoints import (
     clear_output_dir,
     find_checkpoint,
     is_finished,
+    is_in_passing,
     list_checkpoints,
     locked,
 )
@@ -62,7 +63,7 @@ from modeling_rnnsent.reports import (
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
-from modeling_rnnsent.training import RNNSentTrainer, choose_metric, usable
+from modeling_rnnsent.training import RNNSentTrainer, check_evaluation, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 100
@@ -88,7 +89,7 @@ def start(run: Run):
     except Interrupted:
         raise
     except KeyboardInterrupt:
-        checkpoints = list_checkpoints(Path(arguments.output_dir))
+        checkpoints = [] if arguments.save_only_model else list_checkpoints(Path(arguments.output_dir))
         how = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}" if checkpoints else None
         raise Interrupted(f"interrupted: {how or 'there is no checkpoint yet'}", stop_request.signal) from None
 
@@ -127,9 +128,11 @@ def is_same(run: Run) -> bool:
     if not recipe.is_file():
         return False
     held = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    given = {name: value for name, value in run.settings(None).items() if name in run.given and "hub_" not in name}
-    if held.get("metric_for_best_model") == "mse" and given.get("metric_for_best_model") == "accuracy":
-        del given["metric_for_best_model"]  # what stands for it in a regression
+    given = {name: value for name, value in run.settings(None).items() if name in run.given and not is_in_passing(name)}
+    metric = given.pop("metric_for_best_model", None)
+    # As it is kept; for a regression another one stands for the accuracy.
+    if metric is not None and (held.get("metric_for_best_model"), metric) != ("mse", "accuracy"):
+        given["metric_for_best_model"] = metric.removeprefix("eval_")
     return all(held.get(name) == value for name, value in given.items())
 
 
@@ -246,13 +249,7 @@ def check_settings_of(run: Run):
     if training.neftune_noise_alpha is not None and model.input_encoding == "one_hot":
         raise InputError("neftune_noise_alpha is for an embedding, which input_encoding 'one_hot' has not.")
     if run.data.task == "text-classification":
-        for name, needed in (
-            ("prediction_loss_only", False),
-            ("batch_eval_metrics", False),
-            ("eval_do_concat_batches", True),
-        ):
-            if getattr(training, name) != needed:
-                raise InputError(f"{name} must be {needed} for a classifier, whose metrics are of all answers at once.")
+        check_evaluation(training)
     if training.fp16 and training.device.type == "cpu":
         raise InputError("fp16 is for a GPU: on a CPU give bf16, where it multiplies in it, or neither.")
     if training.fsdp and training.world_size == 1:

@@ -3,9 +3,9 @@ Gathers finished runs of the full IMDb data, and draws accuracy against minutes 
 
     python benchmarks/runs.py DIRECTORY ...
 
-Every DIRECTORY is an `output_dir` named RECIPE-SEED, as `default-1`. Minutes are those of the whole command, and of
-the one that trained what it starts from where that is a directory as well. They go to `results/runs.json`, beside those
-that it holds already, and into `../docs/accuracy.png`.
+Every DIRECTORY is an `output_dir` named RECIPE-SEED, as `default-1`, of a run on this machine. Minutes are those of the
+whole command, and of the one that trained what it starts from where that is a directory as well. They go to
+`results/runs.json`, beside those that it holds already, and into `../docs/accuracy.png`.
 """
 
 import json
@@ -47,17 +47,17 @@ def spread(values: list[float]) -> str:
 
 
 def group(rows: list[dict]) -> list[dict]:
-    """A row a recipe: mean and standard deviation over its seeds."""
+    """A row a recipe and processor: mean and standard deviation over its seeds."""
     groups = []
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        runs = [row for row in rows if row["recipe"] == recipe]
+    for recipe, processor in dict.fromkeys((row["recipe"], row["processor"]) for row in rows):
+        runs = [row for row in rows if (row["recipe"], row["processor"]) == (recipe, processor)]
         groups.append(
             {
                 "recipe": recipe,
                 "seeds": ", ".join(str(row["seed"]) for row in runs),
                 "validation": spread([row["validation"] for row in runs]),
                 "test": spread([row["test"] for row in runs]),
-                "processor": ", ".join(dict.fromkeys(row["processor"] for row in runs)),
+                "processor": processor,
                 "minutes": f"{min(row['minutes'] for row in runs):.1f} to {max(row['minutes'] for row in runs):.1f}",
             }
         )
@@ -68,8 +68,8 @@ def draw(rows: list[dict], rivals: list[dict]):
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     points = [(row["model"], [row["seconds"] / 60], [float(row["test accuracy"])], "o", "tab:gray") for row in rivals]
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        runs = [row for row in rows if row["recipe"] == recipe]
+    for recipe, processor in dict.fromkeys((row["recipe"], row["processor"]) for row in rows):
+        runs = [row for row in rows if (row["recipe"], row["processor"]) == (recipe, processor)]
         points.append((recipe, [row["minutes"] for row in runs], [row["test"] for row in runs], "D", "tab:blue"))
     for name, times, accuracies, marker, colour in points:
         time, accuracy = statistics.mean(times), 100 * statistics.mean(accuracies)
@@ -85,11 +85,11 @@ def draw(rows: list[dict], rivals: list[dict]):
 
 
 if __name__ == "__main__":
-    rows = {(row["recipe"], row["seed"]): row for row in map(read, map(Path, sys.argv[1:]))}
     held = RESULTS / "runs.json"
-    if held.exists():
-        rows = {(row["recipe"], row["seed"]): row for row in json.loads(held.read_text())["rows"]} | rows
-    rows = sorted(rows.values(), key=lambda row: (row["recipe"], row["seed"]))
+    rows = json.loads(held.read_text())["rows"] if held.exists() else []
+    rows += map(read, map(Path, sys.argv[1:]))
+    rows = {(row["recipe"], row["processor"], row["seed"]): row for row in rows}  # the last of each
+    rows = [rows[key] for key in sorted(rows)]
     show("IMDb, 25,000 test reviews", group(rows))
     machine = describe_machine()
     for own in ("processor", "instructions", "cores", "threads"):  # this process's, not the runs'

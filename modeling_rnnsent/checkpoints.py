@@ -29,8 +29,9 @@ UNFINISHED = ".unfinished"
 SETTINGS = "run_settings.json"
 _DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
 # What a run that is taken up may have otherwise: how long it goes on, what it shows and keeps, how fast it is.
-_MAY_DIFFER = ("num_train_epochs", "max_steps", "early_stopping_patience", "preprocessing_num_workers", "report_to")
-_MAY_DIFFER_BY_START = ("save_", "eval_", "logging_", "hub_", "dataloader_", "per_device_eval_")
+_MAY_DIFFER = ("num_train_epochs", "max_steps", "early_stopping_patience")
+_IN_PASSING = ("preprocessing_num_workers", "report_to")
+_IN_PASSING_BY_START = ("save_", "eval_", "logging_", "hub_", "dataloader_", "per_device_eval_")
 
 
 @contextmanager
@@ -199,21 +200,32 @@ def remove_checkpoints(folder: Path, number: int | None, best: str | None):
 def check_checkpoint(folder: str):
     """
     Raises `InputError` where a training checkpoint lacks a file, holds one that was changed since it was written, or
-    has a best checkpoint of its run that does.
+    has a best checkpoint of its run that does, and where it is of the model alone.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise InputError(f"resume_from_checkpoint {folder!r}: there is no such directory.")
-    for name, digest in _read_json(path, _DIGESTS).items():
-        file = path / name
+    _check_files(path)
+    if _read_json(path, SETTINGS).get("save_only_model"):
+        raise InputError(f"the checkpoint {folder} was saved with save_only_model: it has no optimizer to go on with.")
+    best = _read_json(path, _STATE).get("best_model_checkpoint")
+    best = path.parent / Path(best).name if best else path
+    if best.name != path.name and best.is_dir():
+        _check_files(best)
+
+
+def _check_files(folder: Path):
+    if not folder.is_dir():
+        raise InputError(f"resume_from_checkpoint {str(folder)!r}: there is no such directory.")
+    for name, digest in _read_json(folder, _DIGESTS).items():
+        file = folder / name
         if not file.is_file():
             raise InputError(f"the checkpoint {folder} is not whole: {name} is missing.")
         if _digest(file) != digest:
             raise InputError(f"the checkpoint {folder} is not whole: {name} is not what was written.")
-    best = _read_json(path, _STATE).get("best_model_checkpoint")
-    best = path.parent / Path(best).name if best else path
-    if best.name != path.name and best.is_dir():
-        check_checkpoint(str(best))
+
+
+def is_in_passing(name: str) -> bool:
+    """Whether a setting is of what a run shows and keeps and of how fast it is, not of what it learns."""
+    return name in _IN_PASSING or name.startswith(_IN_PASSING_BY_START)
 
 
 def check_settings(checkpoint: str | None, settings: dict[str, Any] | None):
@@ -221,13 +233,9 @@ def check_settings(checkpoint: str | None, settings: dict[str, Any] | None):
     if checkpoint is None or settings is None:
         return
     held = _read_json(Path(checkpoint), SETTINGS)
-    if held.get("save_only_model"):
-        raise InputError(
-            f"the checkpoint {checkpoint} was saved with save_only_model: it has no optimizer to go on with."
-        )
     settings = json.loads(json.dumps(settings))
     for name in sorted({*held, *settings}):
-        if name in _MAY_DIFFER or name.startswith(_MAY_DIFFER_BY_START):
+        if name in _MAY_DIFFER or is_in_passing(name):
             continue
         if held.get(name) != settings.get(name):
             raise InputError(

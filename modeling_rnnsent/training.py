@@ -61,6 +61,17 @@ def usable(name: str, value: Any) -> Iterator[None]:
         raise InputError(f"{name} {getattr(value, 'value', value)!r} cannot be used: {error}") from error
 
 
+def check_evaluation(arguments: RNNSentTrainingArguments):
+    """Raises `InputError` where a classifier's answers would not be there for its metrics."""
+    for name, needed in (
+        ("prediction_loss_only", False),
+        ("batch_eval_metrics", False),
+        ("eval_do_concat_batches", True),
+    ):
+        if getattr(arguments, name) != needed:
+            raise InputError(f"{name} must be {needed} for a classifier, whose metrics are of all answers at once.")
+
+
 class _Steering(TrainerCallback):
     """Tells the sampler its epoch, ends a run that diverges, and has one that was told to stop save itself first."""
 
@@ -403,13 +414,13 @@ class RNNSentTrainer(Trainer):
         )
         if resume_from_checkpoint is None:
             return progress
+        if held := self.state.stateful_callbacks.get(_Stopwatch.__name__):
+            self.stopwatch.earlier = held["attributes"]["earlier"]
         # What this run was given beside the one before it: its own intervals, callbacks that the other had not.
         self.state.compute_steps(self.args, max_steps)
         for callback in (*self.callback_handler.callbacks, self.control):
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
-        if held := self.state.stateful_callbacks.get(_Stopwatch.__name__):
-            self.stopwatch.earlier = held["attributes"]["earlier"]
         for callback in self.callback_handler.callbacks:
             held = self.state.stateful_callbacks.get("EarlyStoppingCallback")
             if not isinstance(callback, EarlyStoppingCallback) or not held:

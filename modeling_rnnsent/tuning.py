@@ -21,7 +21,7 @@ from .metrics import metrics_for
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import PaddingCollator
 from .tokenization import build_tokenizer
-from .training import RNNSentTrainer, choose_metric
+from .training import RNNSentTrainer, check_evaluation, choose_metric
 
 STUDY = "rnnsent"
 
@@ -91,6 +91,7 @@ def tune_recipe(
             "rnnsent tune makes the tokenizer and learns from labels: no tokenizer_name, no teacher, and no "
             "term for texts without labels."
         )
+    check_evaluation(run.training)
     use_threads(run.training)
     settings = run.settings(None)  # before the search changes what it needs to
     logging.set_verbosity_error()

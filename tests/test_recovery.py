@@ -181,7 +181,11 @@ def test_checkpoint_of_the_model_alone_is_none_to_go_on_from(flags, tmp_path):
     process.send_signal(signal.SIGINT)
     printed = "".join(process.communicate())
     assert process.returncode == 130 and "with --save_only_model it is no checkpoint to go on from" in printed
-    assert "it has no optimizer to go on with" in fails(*flags, RESUME)
+    last = list_checkpoints(tmp_path / "run")[-1]
+    with pytest.raises(InputError, match="it has no optimizer to go on with"):
+        check_checkpoint(str(last))
+    arguments = RNNSentTrainingArguments(output_dir=str(tmp_path / "run"), resume_from_checkpoint="last")
+    assert find_checkpoint(arguments) is None  # from the start
 
 
 @pytest.mark.slow
@@ -261,6 +265,7 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_not_used(tmp_path):
         folder.mkdir(parents=True)
         state = {"best_model_checkpoint": f"elsewhere/checkpoint-{best}"}
         (folder / "trainer_state.json").write_text(json.dumps(state))
+        (folder / "run_settings.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(bytes(step))
         finish_checkpoint(folder, tmp_path / folder.name)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10", "checkpoint-15"]
@@ -274,8 +279,9 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_not_used(tmp_path):
 def test_finished_run_is_left_as_it_is(undisturbed, flags):
     output = undisturbed[0]
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}
-    result = train(*flags, f"--output_dir={output}", RESUME)
-    assert "holds a finished run: there is nothing to go on with" in result.stdout
+    for passing in ((), ("--metric_for_best_model=eval_loss", "--logging_steps=7")):  # the same, said otherwise
+        result = train(*flags, f"--output_dir={output}", RESUME, *passing)
+        assert "holds a finished run: there is nothing to go on with" in result.stdout
     # What is asked for is not there.
     assert "holds a finished run: add" in fails(*flags, f"--output_dir={output}", RESUME, "--learning_rate=0.02")
     assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}
