@@ -1,6 +1,5 @@
 """RNNSent models: embedding, stacked recurrent layers, pooling and a head. This file travels with every checkpoint."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from transformers.utils import can_return_tuple, is_tracing, logging
 from .configuration_rnnsent import RNNSentConfig
 from .dropout_rnnsent import drop_out
 from .ngrams_rnnsent import RNNSentNgrams
-from .recurrence_rnnsent import RNNSentRecurrence, merge_directions, sequence_mask
+from .recurrence_rnnsent import RNNSentRecurrence, merge_directions, sequence_mask, without_autocast
 from .softmax_rnnsent import sampled_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -463,13 +462,6 @@ class RNNSentModel(RNNSentPreTrainedModel):
         return mask, lengths, mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
 
 
-def _without_autocast(input: Tensor):
-    """A context in which layers compute in the type of their weights, for what costs nothing beside the recurrence."""
-    kind = input.device.type
-    is_on = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
-
-
 class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
     """
     A text's class, classes or value: [`RNNSentModel`], its pooling and a [`RNNSentClassificationHead`].
@@ -541,7 +533,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        with _without_autocast(outputs.pooler_output):  # bfloat16 has three digits: a value of 1987 would be 1984
+        with without_autocast(outputs.pooler_output):  # bfloat16 has three digits: a value of 1987 would be 1984
             logits, final_state = self.classifier(outputs.pooler_output), outputs.state
             if reads_ngrams:
                 ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)

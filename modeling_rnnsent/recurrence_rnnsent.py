@@ -33,6 +33,13 @@ def multiplies_in_bfloat16(device_type: str) -> bool:
     return device_type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
+def without_autocast(input: Tensor):
+    """A context in which `input`'s device computes in the types it is given. To switch off what is off takes time."""
+    kind = input.device.type
+    is_on = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
+
+
 def sequence_mask(lengths: Tensor, max_length: int) -> Tensor:
     """True where a position belongs to its sequence: lengths `(batch,)` to `(batch, max_length)`."""
     return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(1)
@@ -395,8 +402,7 @@ class RNNSentRecurrence(nn.Module):
         if any(part.dtype != dtype for part in (input, *initial)):  # a call that changes nothing takes time, too
             input, *initial = (part.to(dtype) for part in (input, *initial))
         input, initial = input.contiguous(), [part.contiguous() for part in initial]
-        # To switch off what is off takes time as well.
-        with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
+        with without_autocast(input):
             if self.cell_type == "lstm":
                 result = torch.lstm(input, initial, *settings)
             elif self.cell_type == "gru":
@@ -425,11 +431,10 @@ class RNNSentRecurrence(nn.Module):
 
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
         """The same for a cell that `torch` has no layer for, one step after the other, in the type of its weights."""
-        own, device = weights[0].dtype, input.device.type
+        own = weights[0].dtype
         state = tuple(part.squeeze(0).to(own) for part in initial)
         outputs = []
-        is_autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
+        with without_autocast(input):
             for projected in self._project(input.to(own), weights).unbind(1):
                 state = self._step(projected, state, weights)
                 outputs.append(state[0])

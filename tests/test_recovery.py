@@ -143,7 +143,12 @@ def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
         output_dir=str(tmp_path), per_device_train_batch_size=4, num_train_epochs=2, report_to=[], disable_tqdm=True
     )
     model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=7, embedding_size=4, hidden_size=4))
-    trainer = RNNSentTrainer(model, arguments, train_dataset=rows, data_collator=PaddingCollator(0), callbacks=[Stop()])
+
+    def make_trainer(arguments, callback):
+        data = {"train_dataset": rows, "eval_dataset": rows, "data_collator": PaddingCollator(0)}
+        return RNNSentTrainer(model, arguments, **data, callbacks=[callback])
+
+    trainer = make_trainer(arguments, Stop())
     with pytest.raises(KeyboardInterrupt, match="checkpoint-3 is saved"):
         trainer.train()
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -160,14 +165,7 @@ def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
         dataloader_drop_last=True,
         per_device_eval_batch_size=5,
     )
-    trainer = RNNSentTrainer(
-        model,
-        arguments,
-        train_dataset=rows,
-        eval_dataset=rows,
-        data_collator=PaddingCollator(0),
-        callbacks=[EarlyStoppingCallback(2)],
-    )
+    trainer = make_trainer(arguments, EarlyStoppingCallback(2))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
     assert evaluated == [4, 6, 8] and (tmp_path / "checkpoint-6").exists()
