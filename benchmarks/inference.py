@@ -3,16 +3,21 @@ Reviews a second and latency of one review, tokenization counted in on every sid
 
     python benchmarks/inference.py [--reviews 10000] [--only TEXT]
 
-`book` and `default` are the models of `configuration/`, `distilbert` is DistilBERT-base of `transformers` with a
-WordPiece vocabulary of 30,522 and texts cut at its 512 tokens. Their weights are random, which takes the same time as
-trained ones. TF-IDF + logistic regression is scikit-learn's default, fastText has word bigrams; both are trained on
-other reviews first.
+`book` and `default` are the models of `configuration/`: "bulk" is `BulkClassifier`, which `rnnsent predict --input`
+runs, and "rnnsent predict" that whole command, with Python's start, from file to file. `distilbert` is DistilBERT-base
+of `transformers` with a WordPiece vocabulary of 30,522 and texts cut at its 512 tokens, on 32 reviews. Their weights
+are random, which takes the same time as trained ones. TF-IDF + logistic regression is scikit-learn's default, fastText
+has word bigrams; both are trained on other reviews first, and both use one core where the others use all. All sides
+take turns, five rounds.
 """
 
 import argparse
 import itertools
+import json
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import describe_machine, show, write
+from measuring import describe_machine, ratio, show, write
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from tokenizers import BertWordPieceTokenizer
@@ -40,14 +45,17 @@ from modeling_rnnsent.recurrence_rnnsent import multiplies_in_bfloat16
 from modeling_rnnsent.scoring import load_scorer
 from modeling_rnnsent.tokenization import build_tokenizer
 
-CONFIGURATION = Path(__file__).parents[1] / "configuration"
+ROOT = Path(__file__).parents[1]
+LINEAR, DISTILBERT = "TF-IDF + logistic regression", "distilbert, pipeline"
+INPUT = "reviews.jsonl"
+ROUNDS, REVIEWS, REVIEWS_OF_DISTILBERT = 5, 10000, 32
 Side = Callable[[list[str]], object]
 
 
 def our_models(folder: str, training_texts: list[str]) -> Iterator[tuple[str, Side | None, Side]]:
     """Name, what classifies one review, and what classifies many."""
     for recipe in ("book", "default"):
-        run = parse_run([str(CONFIGURATION / f"{recipe}.yaml"), "--output_dir", f"{folder}/run"])
+        run = parse_run([str(ROOT / "configuration" / f"{recipe}.yaml"), "--output_dir", f"{folder}/run"])
         tokenizer = build_tokenizer(training_texts, **run.data.tokenizer_options)
         given = {name: value for name, value in vars(run.model).items() if value is not None}
         torch.manual_seed(1)
@@ -60,6 +68,7 @@ def our_models(folder: str, training_texts: list[str]) -> Iterator[tuple[str, Si
         yield f"{recipe}, bulk", None, in_bulk(saved)
         if multiplies_in_bfloat16("cpu"):
             yield f"{recipe}, bulk bf16", None, in_bulk(saved, bf16=True)
+        yield f"{recipe}, rnnsent predict", None, by_command(saved, f"{folder}/{INPUT}")
         for suffix, quantize in (("ONNX", False), ("ONNX int8", True)):
             exported = f"{saved}-{suffix.replace(' ', '-')}"
             export_model(saved, exported, quantize)
@@ -69,6 +78,12 @@ def our_models(folder: str, training_texts: list[str]) -> Iterator[tuple[str, Si
 def in_bulk(folder: str, bf16: bool = False) -> Side:
     classify = BulkClassifier(load_scorer(folder, bf16=bf16))
     return lambda texts: sum(1 for _ in classify(texts))
+
+
+def by_command(model: str, input: str) -> Side:
+    command = [sys.executable, "-m", "modeling_rnnsent.cli", "predict", model, "--input", input]
+    command += ["--output", f"{input}.labels.jsonl", "--overwrite"]
+    return lambda texts: subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def distilbert(training_texts: list[str]) -> tuple[str, Side, Side]:
@@ -86,7 +101,7 @@ def distilbert(training_texts: list[str]) -> tuple[str, Side, Side]:
     model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=30522)).eval()
     pipeline = TextClassificationPipeline(model=model, tokenizer=tokenizer)
     return (
-        "distilbert, pipeline",
+        DISTILBERT,
         lambda text: pipeline(text, truncation=True),
         lambda texts: pipeline(sorted(texts, key=len), batch_size=8, truncation=True),
     )
@@ -99,7 +114,7 @@ def linear(texts: list[str], labels: list[int]) -> tuple[str, Side, Side]:
     def classify(texts):
         return classifier.predict_proba(vectorizer.transform([texts] if isinstance(texts, str) else texts))
 
-    return "TF-IDF + logistic regression", classify, classify
+    return LINEAR, classify, classify
 
 
 def fasttext_side(folder: str, texts: list[str], labels: list[int]) -> Iterator[tuple[str, Side, Side]]:
@@ -128,32 +143,54 @@ def all_sides(folder: str, texts: list[str], labels: list[int]) -> Iterator[tupl
     yield from fasttext_side(folder, texts, labels)
 
 
-def latency(call: Side, reviews: list[str], seconds: float) -> tuple[float, float, int]:
-    """Median and 99th percentile of one review's milliseconds, and how many were measured."""
-    for review in reviews[:10]:
-        call(review)
+def latencies(call: Side, reviews: list[str], seconds: float) -> list[float]:
+    """Milliseconds of one review after the other, for so many seconds."""
     taken, limit = [], time.perf_counter() + seconds
     for review in itertools.cycle(reviews):
         start = time.perf_counter()
         call(review)
         taken.append(1e3 * (time.perf_counter() - start))
         if time.perf_counter() > limit:
-            return statistics.median(taken), float(np.percentile(taken, 99)), len(taken)
+            return taken
 
 
-def throughput(call: Side, reviews: list[str], rounds: int = 3) -> list[float]:
-    """Reviews a second."""
-    rates = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call(reviews)
-        rates.append(len(reviews) / (time.perf_counter() - start))
-    return rates
+def seconds_of(call: Side, reviews: list[str]) -> float:
+    start = time.perf_counter()
+    call(reviews)
+    return time.perf_counter() - start
+
+
+def measure(sides: list[tuple[str, Side | None, Side]], reviews: list[str]) -> list[dict]:
+    """A row for every side. In every round each has its turn; the first, of few reviews, does not count."""
+    of_250_words = [text for text in reviews if 245 <= len(text.split()) <= 255]
+    counts = {name: REVIEWS_OF_DISTILBERT if name == DISTILBERT else len(reviews) for name, *_ in sides}
+    one_review, corpus = ({name: [] for name, *_ in sides} for _ in range(2))
+    for turn in range(ROUNDS + 1):
+        for name, one, many in sides:
+            if one is not None:
+                taken = latencies(one, of_250_words, 1)
+                one_review[name] += taken if turn else []
+            seconds = seconds_of(many, reviews[: counts[name] if turn else REVIEWS_OF_DISTILBERT])
+            corpus[name] += [seconds] if turn else []
+        print(f"round {turn} of {ROUNDS}", flush=True)
+    rows = []
+    for name, *_ in sides:
+        row = {"side": name, "median ms": None, "99 % ms": None}
+        if one_review[name]:
+            row |= {"median ms": statistics.median(one_review[name])}
+            row |= {"99 % ms": float(np.percentile(one_review[name], 99)), "one-review calls": len(one_review[name])}
+        rates = [counts[name] / seconds for seconds in corpus[name]]
+        row |= {"reviews": counts[name], "reviews/s": statistics.median(rates), "least": min(rates), "most": max(rates)}
+        for rival, key in ((LINEAR, "of TF-IDF's"), (DISTILBERT, "of distilbert's")):
+            if rival in corpus:
+                row[key] = ratio(corpus[name], corpus[rival]) * counts[name] / counts[rival]
+        rows.append(row)
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reviews", type=int, default=10000)
+    parser.add_argument("--reviews", type=int, default=REVIEWS)
     parser.add_argument("--only", default="", help="only sides whose name holds this text")
     arguments = parser.parse_args()
     machine = describe_machine()
@@ -161,30 +198,17 @@ def main():
     train, reviews = data["train"], list(data["test"]["text"])
     random.Random(0).shuffle(reviews)
     reviews = reviews[: arguments.reviews]
-    of_250_words = [text for text in reviews if 245 <= len(text.split()) <= 255]
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        training_texts = list(train["text"])
-        labels = list(train["label"])
-        for name, one, many in all_sides(folder, training_texts, labels):
-            if arguments.only not in name:
-                continue
-            row = {"side": name, "median ms": None, "99 % ms": None, "reviews/s": None, "least": None, "most": None}
-            if one is not None:
-                row["median ms"], row["99 % ms"], row["one-review calls"] = latency(one, of_250_words, 4)
-            few = reviews[:32] if "distilbert" in name else reviews
-            rates = throughput(many, few)
-            row |= {"reviews/s": statistics.median(rates), "least": min(rates), "most": max(rates)}
-            rows.append(row)
-            print({key: _short(value) for key, value in row.items()}, flush=True)
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in reviews)
+        Path(folder, INPUT).write_text(lines, encoding="utf-8")
+        sides = [
+            side for side in all_sides(folder, list(train["text"]), list(train["label"])) if arguments.only in side[0]
+        ]
+        rows = measure(sides, reviews)
     shown = [{key: value for key, value in row.items() if key != "one-review calls"} for row in rows]
-    show(f"{len(reviews):,} IMDb reviews; one review of 250 words: {machine}", shown)
-    if not arguments.only:  # a part must not take the place of the whole
+    show(f"IMDb reviews; one review of 250 words: {machine}", shown)
+    if not arguments.only and arguments.reviews == REVIEWS:  # a part must not take the place of the whole
         write("inference", machine, rows)
-
-
-def _short(value):
-    return round(value, 2) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

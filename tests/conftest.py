@@ -1,10 +1,17 @@
 """Small real data, real processes, and one trained model that several tests look at."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Tests run beside each other, one process a core, and so do the programs that they start: two threads each would spend
 # their time waiting for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing that another session has made is taken for what this one makes. Tests beside each other share one folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 import random  # noqa: E402
 import subprocess  # noqa: E402
@@ -13,11 +20,10 @@ from pathlib import Path  # noqa: E402
 
 import pandas  # noqa: E402
 import pytest  # noqa: E402
-from prepared import Prepared  # noqa: E402
+from prepared import TIMEOUT, Prepared  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RNNSENT = str(Path(sys.executable).with_name("rnnsent"))
-TIMEOUT = 300  # seconds
 POSITIVE = ("wonderful", "loved", "great", "brilliant", "touching")
 NEGATIVE = ("awful", "hated", "boring", "terrible", "dull")
 FILLER = ["the", "film", "was", "a", "story", "about", "people", "and", "their", "lives", "in", "some", "town"]
@@ -45,7 +51,7 @@ def run(*command, check=True, cwd=ROOT, input="", **environment) -> subprocess.C
     script = command[1:] if command[0] == sys.executable else command
     if not environment and (script[0] == RNNSENT or script[0].endswith(".py")):
         process = Prepared(script, cwd, input.encode())
-        printed = process.communicate(TIMEOUT)
+        printed = process.communicate()
         result = subprocess.CompletedProcess(command, process.returncode, *printed)
     else:
         result = subprocess.run(

@@ -3,6 +3,7 @@ Programs in processes of their own that need not import the libraries first, whi
 tests ask them: a server that has imported them forks for each.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+TIMEOUT = 300  # seconds
 LIBRARIES = ["accelerate", "datasets", "evaluate", "matplotlib.figure", "sklearn.metrics", "transformers.trainer"]
 
 _context = multiprocessing.get_context("forkserver")
@@ -44,6 +46,7 @@ class Prepared:
             stream.write_bytes(input if stream.name == "stdin" else b"")
         self.process = _context.Process(target=_run, args=(command, cwd, environment, self.streams))
         self.process.start()
+        atexit.register(self.kill)  # a test that failed may have left it, which multiprocessing would wait for
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -55,8 +58,8 @@ class Prepared:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it printed on standard output and standard error, when it has ended."""
+    def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
+        """What it printed on standard output and standard error, when it has ended, which it must within the time."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.kill()

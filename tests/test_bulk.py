@@ -16,7 +16,7 @@ import pandas
 import psutil
 import pytest
 import torch
-from conftest import RNNSENT, ROOT, run
+from conftest import RNNSENT, ROOT, TIMEOUT, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
@@ -294,7 +294,7 @@ def test_two_runs_do_not_write_one_output(corpus, tmp_path):
         second = rnnsent(*command)
         process.send_signal(signal.SIGCONT)
         assert second.returncode == 1 and f"another run is writing --output '{output}'" in second.stderr
-        assert process.wait() == 0
+        assert process.wait(TIMEOUT) == 0
     check_rows(output, scores)
     assert [path.name for path in tmp_path.iterdir()] == ["labels.jsonl"]
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 import numpy as np
 import pandas
 import pytest
-from conftest import RNNSENT, SMALL, run, train
+from conftest import RNNSENT, SMALL, TIMEOUT, run, train
 from markdown_it import MarkdownIt
 from PIL import Image
 from test_models import make
@@ -65,7 +65,7 @@ def test_predict_answers_each_line_as_it_comes(book_run):
         process.stdin.flush()
         assert process.stdout.readline().decode().rstrip("\n").split("\t")[2] == text  # before the next is written
     process.stdin.close()
-    assert process.wait() == 0
+    assert process.wait(TIMEOUT) == 0
 
 
 def test_predict_ends_quietly_when_its_reader_does(book_run):

@@ -347,16 +347,9 @@ def test_padding_embedding_stays_zero_and_is_any_id():
     assert not model.rnnsent.embeddings.weight.grad[5].any()
 
 
-def test_dropouts_act_in_training_only():
-    model = make(
-        RNNSentForSequenceClassification,
-        num_hidden_layers=2,
-        word_dropout=0.3,
-        embedding_dropout=0.3,
-        hidden_dropout=0.3,
-        weight_dropout=0.3,
-        classifier_dropout=0.3,
-    )
+@pytest.mark.parametrize("place", ["word", "embedding", "hidden", "weight", "pooling", "classifier"])
+def test_dropout_acts_in_training_only(place):
+    model = make(RNNSentForSequenceClassification, num_hidden_layers=2, pooling="mean", **{f"{place}_dropout": 0.3})
     batch = make_batch([6, 3])
     torch.testing.assert_close(model(**batch).logits, model(**batch).logits)
     model.train()

@@ -207,6 +207,24 @@ def test_language_model_learns_and_starts_a_classifier(language_model, texts):
 
 
 @pytest.mark.slow
+def test_recipes_from_language_models_run_as_they_are(language_model, texts):
+    """But for the data and how much of it: `imdb.yaml` teaches `imdb_best.yaml`, with document vectors."""
+    start = [f"--model_name_or_path={language_model}", f"--train_file={texts / 'train.csv'}", "--test_size=0.2"]
+    start += ["--num_threads=1"]
+    unlabeled = f"--unlabeled_file={texts / 'more.txt'}"
+    few = ["--max_steps=20", "--eval_steps=5", "--save_steps=5", "--warmup_steps=5"]
+    for recipe, flags in (
+        ("imdb", []),
+        ("imdb_best", [unlabeled, "--teacher_name_or_path", texts / "imdb", "doc2vec"]),
+        ("few_labels", [unlabeled, "--max_train_samples=100", *few]),
+    ):
+        train(f"configuration/{recipe}.yaml", *start, *flags, f"--output_dir={texts / recipe}")
+        assert json.loads((texts / recipe / "test_results.json").read_text())["test_accuracy"] > 0.9
+        config = RNNSentForSequenceClassification.from_pretrained(texts / recipe).config
+        assert config.bidirectional and config.pooling == "max_mean"
+
+
+@pytest.mark.slow
 def test_teacher_is_learned_from_texts_without_labels(language_model, texts):
     train(
         "configuration/default.yaml", f"--train_file={texts / 'train.csv'}", *DATA, f"--output_dir={texts / 'teacher'}"

@@ -86,12 +86,14 @@ def start(*flags) -> Prepared:
 def until(condition, process: Prepared, seconds: float = 120):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            pytest.fail("".join(process.communicate()))
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
-def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, flags, undisturbed, tmp_path):
+@pytest.mark.parametrize(("strategy", "number"), [("group_by_length", signal.SIGINT), ("random", signal.SIGTERM)])
+def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, number, flags, undisturbed, tmp_path):
     flags = [*flags, f"--train_sampling_strategy={strategy}"]
     whole = undisturbed[0]
     if strategy == "random":
@@ -103,9 +105,9 @@ def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, fla
     began = time.monotonic()
     until(lambda: (output / "checkpoint-15").exists(), process)  # within the second epoch
     seconds = time.monotonic() - began
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     printed = "".join(process.communicate())
-    assert process.returncode == 130 and "Traceback" not in printed
+    assert process.returncode == 128 + number and "Traceback" not in printed
     last = list_checkpoints(output)[-1]
     assert f"\nerror: interrupted: {last} is saved" in printed and "--resume_from_checkpoint last" in printed
     check_checkpoint(last)
@@ -118,7 +120,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(strategy, fla
     assert not (output / ".lock").exists() and not (output / ".unfinished").exists()
 
 
-def test_interrupted_before_the_first_step_leaves_nothing(flags, tmp_path):
+def test_interrupted_before_the_first_step_leaves_nothing_or_that_step(flags, tmp_path):
     output = tmp_path / "run"
     process = start(*flags, f"--output_dir={output}")
     until(lambda: "fitting" in process.streams[1].read_text(), process)  # past the lock, before the first step

@@ -68,26 +68,27 @@ def test_equals_packed_torch_in_outputs_states_and_gradients(cell, num_layers, b
         torch.testing.assert_close(actual_gradients, expected_gradients, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one", "both"])
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
-def test_batch_cut_into_segments_equals_packed_torch(cell, bidirectional):
+def test_batch_cut_into_segments_equals_packed_torch(cell, bidirectional, dtype):
     # Sizes and lengths at which cutting the batch in time pays, several times over.
     cell_type, nonlinearity = cell
     torch.manual_seed(1)
     lengths = torch.tensor([300, 17, 64, 300, 65, 128, 1, 33, 250, 48, 16, 90])
     kind = getattr(nn, cell_type.upper())
     options = {"nonlinearity": nonlinearity} if cell_type == "rnn" else {}
-    expected_layer = kind(20, 60, 2, batch_first=True, bidirectional=bidirectional, **options).double()
-    layer = RNNSentRecurrence(20, 60, 2, cell_type, nonlinearity, bidirectional=bidirectional).double()
+    expected_layer = kind(20, 60, 2, batch_first=True, bidirectional=bidirectional, **options).to(dtype)
+    layer = RNNSentRecurrence(20, 60, 2, cell_type, nonlinearity, bidirectional=bidirectional).to(dtype)
     layer.load_state_dict(expected_layer.state_dict())
-    input = torch.randn(len(lengths), 300, 20, dtype=torch.float64, requires_grad=True)
+    input = torch.randn(len(lengths), 300, 20, dtype=dtype, requires_grad=True)
     state = tuple(
-        torch.randn(2 * (1 + bidirectional), len(lengths), 60, dtype=torch.float64, requires_grad=True)
+        torch.randn(2 * (1 + bidirectional), len(lengths), 60, dtype=dtype, requires_grad=True)
         for _ in range(2 if cell_type == "lstm" else 1)
     )
     expected, expected_final = run_packed(expected_layer, input, lengths, state)
     outputs, _, final = layer(input, lengths, state)
-    tolerance = {"atol": 1e-10, "rtol": 1e-10}
+    tolerance = {"atol": 10 * TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}  # many steps add up
     torch.testing.assert_close((outputs[-1], *final), (expected, *expected_final), **tolerance)
     weights = [torch.randn_like(part) for part in (expected, *expected_final)]
     torch.testing.assert_close(

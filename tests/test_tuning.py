@@ -7,7 +7,7 @@ import subprocess
 import optuna
 import pytest
 import yaml
-from conftest import RNNSENT, ROOT, run, train
+from conftest import RNNSENT, ROOT, TIMEOUT, run, train
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def interrupt_after_the_first_trial(process):
         printed += line
         if "Trial 0 finished" in line:
             process.send_signal(signal.SIGINT)
-    return process.wait(), printed
+    return process.wait(TIMEOUT), printed
 
 
 def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp_path):
