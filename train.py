@@ -6,6 +6,7 @@ Trains a recurrent text classifier from a recipe:
 `python train.py` does the same in one process. `--help` lists every field; a flag beats the recipe.
 """
 
+import hashlib
 import math
 import sys
 from contextlib import ExitStack
@@ -28,7 +29,9 @@ from modeling_rnnsent import (
 )
 from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.checkpoints import (
+    DATA,
     RECIPE,
+    check_data,
     clear_output_dir,
     find_checkpoint,
     is_finished,
@@ -164,9 +167,12 @@ def train(run: Run):
             run.data.preprocessing_num_workers,
             in_pieces=texts.labels is None,
         )
+    digest = digest_of(splits, tokenizer, texts.labels)
+    if checkpoint is not None:
+        check_data(checkpoint, digest)
     set_seed(arguments.seed)
     model = load_model(run, texts, parts, tokenizer, resumes=checkpoint is not None)
-    choose_metric(arguments, texts.labels, run.given)
+    choose_metric(arguments, texts.labels)
     settings = run.settings(model.config)
     if texts.labels is not None:
         # Checkpoints are compared by what they have learned: beside good n-grams the least trained layers look best.
@@ -186,7 +192,7 @@ def train(run: Run):
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         unlabeled_dataset=splits.pop("unlabeled", None),
-        settings=run.settings(None),
+        settings={**run.settings(None), DATA: digest},
         processing_class=tokenizer,
         data_collator=PaddingCollator(tokenizer.pad_token_id, labels_are_ids=texts.labels is None),
         compute_metrics=None if texts.labels is None else metrics_for(texts.labels),
@@ -230,6 +236,15 @@ def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
             training.mixed_precision == "bf16",
         )
     return datasets.DatasetDict(parts)
+
+
+def digest_of(splits: datasets.DatasetDict, tokenizer, labels: Labels | None) -> str:
+    """Tells data of other words, classes or texts by their lengths from these."""
+    found = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    found.update(repr(labels and labels.names).encode())
+    for name in sorted(splits):
+        found.update(name.encode() + np.array(splits[name]["length"], dtype=np.int64).tobytes())
+    return found.hexdigest()
 
 
 class ClearOutputDir(TrainerCallback):

@@ -140,6 +140,9 @@ _DATA_FIELDS = {
     "max_train_samples",
     "max_eval_samples",
     "max_test_samples",
+    # What a finished run's recipe says since its data was so.
+    "problem_type",
+    *_FOUND_OUT,
 }
 # Of these `TrainingArguments` takes any number.
 _LEAST = {
@@ -280,7 +283,10 @@ ModelArguments = make_dataclass(
             str | None,
             field(
                 default=None,
-                metadata={"help": "Start from this trained model (a directory or Hub id) instead of at random."},
+                metadata={
+                    "help": "Start from this trained model (a directory or Hub id) instead of at random. A language "
+                    "model may start from one with a smaller hidden_size, whose answers it has at first."
+                },
             ),
         ),
         (
@@ -361,15 +367,17 @@ _RUN_ONLY = {
     "disable_tqdm",
     "hub_token",
     "push_to_hub",
+    "report_to",
     "num_threads",
     "local_rank",
     "do_eval",
     "do_train",
     "do_predict",
     "use_cpu",
+    "greater_is_better",  # of each metric it is known
 }
 # What `TrainingArguments` derives from other settings where it is not given.
-_DERIVED = {"greater_is_better", "metric_for_best_model"}
+_DERIVED = {"metric_for_best_model"}
 
 
 def _training_settings(training: TrainingArguments, default: TrainingArguments, given: set[str]) -> dict[str, Any]:
@@ -441,7 +449,7 @@ def parse_run(argv: list[str] | None = None) -> Run:
     if given & _DATA_NAMES:
         recipe = {key: value for key, value in recipe.items() if key not in _DATA_FIELDS}
 
-    given |= recipe.keys()
+    given |= {key for key, value in recipe.items() if value is not None}
     # Made before the run's own: every new one resets the state that `accelerate` keeps for the process.
     default = RNNSentTrainingArguments(output_dir="runs")
     try:
@@ -473,7 +481,7 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
     """A recipe as the flags that say the same, so that both are read and checked by one parser."""
     flags = []
     for key, value in recipe.items():
-        if value is None:
+        if value is None or value == []:
             continue
         flags.append(f"--{key}")
         if value is False and key.endswith("_strategy"):
@@ -487,6 +495,7 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
 
 def _nearest(name: str, known: set[str], prefix: str = "") -> str:
     # What begins alike first: of `teacher` not `use_cache`, which has more letters in common for its length.
+    name = str(name)  # YAML reads `on` and `no` as booleans
     nearest = sorted(key for key in known if key.startswith(name)) or difflib.get_close_matches(name, known, 1, 0.5)
     return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
 

@@ -27,10 +27,11 @@ logger = logging.get_logger(__name__)
 TRAIN_RESULTS, RECIPE = "train_results.json", "recipe.yaml"
 UNFINISHED = ".unfinished"
 SETTINGS = "run_settings.json"
+DATA = "data"  # the setting that stands for what the data holds
 _DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
 # What a run that is taken up may have otherwise: how long it goes on, what it shows and keeps, how fast it is.
-_MAY_DIFFER = ("num_train_epochs", "max_steps", "early_stopping_patience")
-_IN_PASSING = ("preprocessing_num_workers", "report_to")
+_MAY_DIFFER = ("num_train_epochs", "max_steps", "early_stopping_patience", DATA)
+_IN_PASSING = ("preprocessing_num_workers",)
 _IN_PASSING_BY_START = ("save_", "eval_", "logging_", "hub_", "dataloader_", "per_device_eval_")
 
 
@@ -243,6 +244,15 @@ def check_settings(checkpoint: str | None, settings: dict[str, Any] | None):
                 f"{name}={settings.get(name)}: go on with the settings that it began with, or start again with "
                 "--overwrite_output_dir."
             )
+
+
+def check_data(checkpoint: str, digest: str):
+    """Raises `InputError` where a checkpoint's words, classes or texts are not those that the data has now."""
+    if _read_json(Path(checkpoint), SETTINGS).get(DATA) != digest:
+        raise InputError(
+            f"the checkpoint {checkpoint} is of other data: texts, words or classes have changed since. Go on with the "
+            "data that it began with, or start again with --overwrite_output_dir and without --resume_from_checkpoint."
+        )
 
 
 def _read_json(folder: Path, name: str) -> dict:

@@ -391,15 +391,20 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
             f"each of the {len(train)} texts of the training data has a label of its own: is label_column_name the "
             "column of the labels?"
         )
-    return Labels(problem_type, names, isinstance(kind, ClassLabel))
+    return Labels(problem_type, names, isinstance(kind, ClassLabel) and not all(map(is_number, names)))
 
 
 def _check_lists(column: Any, split: str):
-    """Raises `InputError` for lists with nothing in a place, and for rows of zeros and ones, which name no label."""
+    """Raises `InputError` for lists that lack a value, and of fractions or zeros and ones, which name no label."""
     are_rows, kinds = True, set()
     for row in column:
         if None in row:
             raise InputError(f"the {split} data has a label list with a missing value in it.")
+        if any(isinstance(value, float) and not value.is_integer() for value in row):
+            raise InputError(
+                f"the {split} data's labels are lists of fractions, {row!r:.100} for one: give lists of the names or "
+                "numbers of the labels that a text has. Several values a text cannot be learned."
+            )
         are_rows = are_rows and len(row) == len(column[0]) and all(value in (0, 1) for value in row)
         if are_rows:
             kinds.add(tuple(row))

@@ -21,7 +21,7 @@ from .padding import pad
 from .scoring import load_torch_scorer, probabilities
 
 # Tokens of a batch of variants of one text.
-_BATCH_TOKENS = 16384
+_BATCH_TOKENS, _USUAL_SIZE = 16384, 128  # as many vectors of this size, or fewer of longer ones
 _INTEGRATION_STEPS = 32
 
 
@@ -75,6 +75,7 @@ class Explainer:
     def __init__(self, model: RNNSentForSequenceClassification, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, model.config
         self.problem_type = model.config.problem_type or "single_label_classification"
+        model.rnnsent.recurrence.flatten_parameters()
 
     @classmethod
     def from_pretrained(cls, name: str) -> "Explainer":
@@ -188,7 +189,8 @@ class Explainer:
             start = model.get_input_embeddings()(input_ids).detach()
         # cuDNN has no gradients in evaluation mode.
         with torch.backends.cudnn.flags(enabled=False):
-            steps = min(_INTEGRATION_STEPS, max(1, _BATCH_TOKENS // len(ids)))
+            elements = len(ids) * max(_USUAL_SIZE, start.shape[-1])
+            steps = min(_INTEGRATION_STEPS, max(1, _BATCH_TOKENS * _USUAL_SIZE // elements))
             gradients = IntegratedGradients(recurrent).attribute(
                 start, n_steps=_INTEGRATION_STEPS, internal_batch_size=steps
             )

@@ -9,14 +9,17 @@ import csv
 import glob
 import math
 import re
+from itertools import islice
 from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_dataset_builder
+from datasets import Dataset, DatasetDict, Features, IterableDataset, load_dataset, load_dataset_builder
+from datasets.fingerprint import Hasher
 from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
 
 from .errors import InputError
 
@@ -60,7 +63,7 @@ def read_file(
         options = _csv_options(path, f"{flag} {path!r}", separator, streaming)
     elif formats[suffix] == "json" and not streaming and (line := first_undecodable_line(path)):
         raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.")
-    dataset = _load(formats[suffix], [str(path)], f"{flag} {path!r}", streaming, options)
+    dataset = _load(formats[suffix], [str(path)], f"{flag} {path!r}", streaming, options, columns)
     if formats[suffix] == "text" and columns[0] != "text":
         return dataset.rename_column("text", columns[0])
     is_csv = formats[suffix] == "csv" and not streaming
@@ -103,13 +106,68 @@ def read_dataset(
     return DatasetDict(found) if split is None else found[split]
 
 
+class _Json(Json):
+    """
+    `datasets`' builder for JSON, but that it reads the columns asked for alone, and gives them the type that all of
+    their rows allow: it takes the columns and types of a file's first 10 MB for those of the whole file.
+
+    Where a file is read as it is asked for, types are those of its beginning; where it lacks a column, its beginning is
+    all that there is, for whoever asked to say so.
+    """
+
+    columns: tuple[str, ...] = ()
+    lacks_column = False
+
+    def _split_generators(self, dl_manager):
+        splits = super()._split_generators(dl_manager)
+        first = self.info.features
+        self.lacks_column = first is not None and not set(self.columns) <= set(first)
+        if first is None or self.lacks_column:  # None: an array, which is read as a whole
+            return splits
+        schema = pyarrow.schema([first.arrow_schema.field(column) for column in self.columns])
+        if not dl_manager.is_streaming:
+            self.info.features = None
+            for _, table in self._generate_tables(**splits[0].gen_kwargs):
+                schema = pyarrow.unify_schemas([schema, self._select(table).schema], promote_options="permissive")
+        for place, field in enumerate(schema):
+            if pyarrow.types.is_null(field.type):
+                schema = schema.set(place, field.with_type(pyarrow.string()))
+        is_same = {field.name: field.type == first.arrow_schema.field(field.name).type for field in schema}
+        found = Features.from_arrow_schema(schema)
+        self.info.features = Features({name: (first if is_same[name] else found)[name] for name in found})
+        return splits
+
+    def _generate_tables(self, *args, **kwargs):
+        tables = super()._generate_tables(*args, **kwargs)
+        return islice(tables, 1) if self.lacks_column else tables
+
+    def _select(self, table: pyarrow.Table) -> pyarrow.Table:
+        return table.select([column for column in self.columns if column in table.column_names])
+
+    def _cast_table(self, pa_table: pyarrow.Table, json_field_paths=()) -> pyarrow.Table:
+        has_all = self.info.features is not None and set(self.info.features) == set(self.columns)
+        return super()._cast_table(self._select(pa_table) if has_all else pa_table, json_field_paths)
+
+
 def _load(
-    kind: str, paths: list[str], source: str, streaming: bool, options: dict[str, Any]
+    kind: str,
+    paths: list[str],
+    source: str,
+    streaming: bool,
+    options: dict[str, Any],
+    columns: tuple[str, ...] = (),
 ) -> Dataset | IterableDataset:
     """The rows of files by a builder of `datasets`; says in one sentence what is wrong with them."""
     try:
         # A name is no pattern: `reviews[1].csv` is another file than `reviews1.csv`.
         names = [glob.escape(path) for path in paths]
+        if kind == "json" and columns:
+            builder = _Json(data_files=names, hash=Hasher.hash((datasets.__version__, columns)))
+            builder.columns = tuple(dict.fromkeys(columns))
+            if streaming:
+                return builder.as_streaming_dataset(split="train")
+            builder.download_and_prepare()
+            return builder.as_dataset(split="train")
         return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
     except Exception as error:
         if "no data" in str(error):  # how `datasets` says that a file has no rows

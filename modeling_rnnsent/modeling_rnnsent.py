@@ -271,10 +271,15 @@ class RNNSentPreTrainedModel(PreTrainedModel):
             )
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        if self.config.input_encoding == "one_hot" and new_num_tokens is not None:
+        if self.config.input_encoding == "one_hot":
             raise ValueError(
                 f'`resize_token_embeddings({new_num_tokens})`: `input_encoding="one_hot"` has no embedding to resize; '
                 f"its first layer reads exactly {self.config.vocab_size} ids."
+            )
+        if new_num_tokens is not None and new_num_tokens <= self.config.pad_token_id:
+            raise ValueError(
+                f"`resize_token_embeddings({new_num_tokens})` would leave no row for `pad_token_id`, "
+                f"{self.config.pad_token_id}."
             )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
@@ -353,7 +358,7 @@ class RNNSentModel(RNNSentPreTrainedModel):
         inputs = self._embed(input_ids, inputs_embeds)
         batch_size, sequence_length = inputs.shape[:2]
         self._check_state(state, self.state_shapes(batch_size))
-        if input_ids is not None and sequence_length > 0:
+        if input_ids is not None and sequence_length > 0 and state is None:  # `generate` goes on from one
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         mask, lengths, order = self._read_mask(attention_mask, inputs)
 
@@ -395,10 +400,14 @@ class RNNSentModel(RNNSentPreTrainedModel):
             if self.embeddings is None:
                 return input_ids
             inputs_embeds = self.embeddings(input_ids)
-        elif inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.recurrence.input_size:
+        elif (
+            inputs_embeds.dim() != 3
+            or inputs_embeds.shape[2] != self.recurrence.input_size
+            or not inputs_embeds.is_floating_point()
+        ):
             raise ValueError(
-                f"`inputs_embeds` must be of shape (batch_size, sequence_length, {self.recurrence.input_size}), got "
-                f"{tuple(inputs_embeds.shape)}."
+                "`inputs_embeds` must be floats of shape (batch_size, sequence_length, "
+                f"{self.recurrence.input_size}), got {inputs_embeds.dtype} of shape {tuple(inputs_embeds.shape)}."
             )
         if self.training and self.config.word_dropout > 0:
             kept = inputs_embeds.new_ones(*inputs_embeds.shape[:2], 1)
@@ -482,6 +491,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         self.num_labels = config.num_labels
         if config.problem_type is None and config.num_labels == 1:  # as the library's loss takes it
             config.problem_type = "regression"
+        if config.problem_type is None and config.classifier_head == "sigmoid":
+            config.problem_type = "single_label_classification"
         self.rnnsent = RNNSentModel(config)
         self.classifier = RNNSentClassificationHead(config, config.output_size * (1 + (config.pooling == "max_mean")))
         self.ngrams = RNNSentNgrams(config) if config.ngram_order else None
@@ -513,8 +524,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             [`RNNSentClassifierOutput`], or a tuple of its values with `return_dict=False`.
 
         Raises:
-            ValueError: where the inputs do not fit together; for `state` with two directions; in evaluation, for
-                `inputs_embeds` with n-grams.
+            ValueError: where the inputs do not fit together; for floats as labels of one class a text; for `state`
+                with two directions; in evaluation, for `inputs_embeds` with n-grams.
         """
         self._check_reads_on(state)
         past, reads_ngrams = None, self.ngrams is not None and not self.training
@@ -543,6 +554,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             logits = logits / self.config.temperature
         loss = None
         if labels is not None:
+            self._check_labels(labels, logits)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
             if (
                 kwargs.get("num_items_in_batch") is not None
@@ -551,6 +563,17 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
                 # Gradient accumulation: of the library's losses only cross-entropy divides by all the update's items.
                 loss = loss * labels.numel() / kwargs["num_items_in_batch"]
         return RNNSentClassifierOutput(loss=loss, logits=logits, state=final_state, hidden_states=outputs.hidden_states)
+
+    def _check_labels(self, labels: Tensor, logits: Tensor):
+        """Of floats the library's loss would make a multi-label problem where none is said, for good."""
+        if not labels.is_floating_point() or self.config.problem_type not in (None, "single_label_classification"):
+            return
+        is_one_class = self.config.problem_type is not None or (self.ngrams is not None and self.ngrams.is_binary)
+        if is_one_class or labels.shape != logits.shape:
+            wanted = f"class indices of shape ({len(logits)},)"
+            if not is_one_class:
+                wanted += f" or, for several labels a text, floats of shape {tuple(logits.shape)}"
+            raise ValueError(f"`labels` must be {wanted}, got {labels.dtype} of shape {tuple(labels.shape)}.")
 
 
 class RNNSentForTokenClassification(RNNSentPreTrainedModel):
@@ -710,7 +733,8 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(self._project(directions[0][:, kept], 0))
         if labels is not None and (self._samples or self.config.bidirectional):
-            loss = self._loss(directions, labels, attention_mask, **kwargs)
+            is_whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
+            loss = self._loss(directions, logits if is_whole else None, labels, attention_mask, **kwargs)
         elif labels is not None:
             labels = labels.masked_fill(F.pad(~_pairs(labels, attention_mask), (1, 0)), -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -727,25 +751,30 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
     def _loss(
         self,
         directions: tuple[Tensor, ...],
+        logits: Tensor | None,
         labels: Tensor,
         attention_mask: Tensor | None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
     ) -> Tensor:
-        """Mean cross-entropy of the next token and, of a second direction, of the one before."""
+        """Mean cross-entropy of the next token, by `logits` if given, and, of a second direction, the one before."""
         is_pair = _pairs(labels, attention_mask)
         shifted = [(directions[0][:, :-1], labels[:, 1:]), *((part[:, 1:], labels[:, :-1]) for part in directions[1:])]
         total, count = 0.0, 0
         for direction, (hidden_states, targets) in enumerate(shifted):
             counts = (is_pair & (targets != -100)).flatten().nonzero().squeeze(1)
-            hidden_states = self._project(hidden_states.flatten(0, 1).index_select(0, counts), direction)
             targets = targets.flatten()[counts]
+            count += len(counts)
+            if direction == 0 and logits is not None:
+                found = logits[:, :-1].flatten(0, 1).index_select(0, counts)
+                total = total + F.cross_entropy(found.float(), targets, reduction="sum")
+                continue
+            hidden_states = self._project(hidden_states.flatten(0, 1).index_select(0, counts), direction)
             if self._samples:
                 weight, samples = self.lm_head.weight, self.config.sampled_softmax_size
                 total = total + sampled_cross_entropy(hidden_states, targets, weight, samples)
             else:
                 total = total + F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
-            count += len(counts)
         if num_items_in_batch is not None:  # of all batches of an update: gradient accumulation
             return total / len(shifted) / num_items_in_batch
         return total / max(count, 1)

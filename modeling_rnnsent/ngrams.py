@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .ngrams_rnnsent import find_ngrams
-from .padding import pad
 
 # A table has at least this many rows for every n-gram, so that few share one, within these limits; four times as many
 # while it is still small.
@@ -294,14 +293,16 @@ def choose_weight(
 
 def _batches(rows: Sequence[np.ndarray], index: np.ndarray, order: int, num_buckets: int, batch_size: int):
     """The n-grams of the texts `index`: their rows, the place of each one's text in the batch, how many a text has."""
+    apart = np.full(order - 1, -1, dtype=np.int64)  # no n-gram reaches over these
     for start in range(0, len(index), batch_size):
         batch = [rows[i] for i in index[start : start + batch_size]]
-        input_ids, attention_mask = (torch.from_numpy(part) for part in pad(batch, 0))
-        buckets, is_ngram = find_ngrams(
-            F.pad(input_ids, (order - 1, 0), value=-1), attention_mask.sum(dim=1), order, num_buckets
-        )
-        text = torch.arange(len(batch)).view(-1, 1, 1).expand_as(buckets)[is_ngram]
-        yield buckets[is_ngram], text, is_ngram.sum(dim=(1, 2))
+        # One after the other and not padded: one long text would set the length of all.
+        ids = torch.from_numpy(np.concatenate([part for row in batch for part in (apart, row)]).astype(np.int64))
+        buckets, is_ngram = (part[0] for part in find_ngrams(ids.unsqueeze(0), None, order, num_buckets))
+        is_ngram &= (ids[order - 1 :] >= 0).unsqueeze(1)
+        lengths = torch.tensor([order - 1 + len(row) for row in batch])
+        text = torch.arange(len(batch)).repeat_interleave(lengths)[order - 1 :, None].expand_as(buckets)[is_ngram]
+        yield buckets[is_ngram], text, text.bincount(minlength=len(batch))
 
 
 def _targets(labels: np.ndarray, problem_type: str) -> Tensor:

@@ -58,18 +58,20 @@ def perturbed(embedding: nn.Embedding, perturbation: Tensor):
         hook.remove()
 
 
-def perturbation(direction: Tensor, embeddings: Tensor, epsilon: float) -> Tensor:
+def perturbation(direction: Tensor, embeddings: Tensor, attention_mask: Tensor, epsilon: float) -> Tensor:
     """
     A step along `direction`, for every text one of Euclidean length epsilon * (root mean square of the embeddings).
 
     Miyato et al. normalize the embeddings to a variance of 1; here the step is measured by them instead.
 
     Args:
-        direction, embeddings (`torch.Tensor` of shape `(batch, time, size)`): Zero at padding.
+        direction, embeddings (`torch.Tensor` of shape `(batch, time, size)`): The direction is zero at padding.
+        attention_mask (`torch.LongTensor` of shape `(batch, time)`): 0 at padding, whose embedding a language model's
+            output layer has trained.
         epsilon (`float`): Length of the step.
     """
-    filled = (embeddings != 0).sum().clamp(min=1)
-    scale = (embeddings.square().sum() / filled).sqrt()
+    squares = (embeddings.square() * attention_mask.unsqueeze(-1)).sum()
+    scale = (squares / (attention_mask.sum().clamp(min=1) * embeddings.shape[-1])).sqrt()
     return epsilon * scale * direction / direction.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30)
 
 
@@ -185,7 +187,8 @@ class Objectives:
             scaler (`torch.amp.GradScaler`, *optional*): What keeps float16 gradients from vanishing.
         """
         if self.adversarial_weight > 0:
-            step = perturbation(embeddings.grad.float(), embeddings.detach().float(), self.epsilon)
+            gradient, embeddings = embeddings.grad.float(), embeddings.detach().float()
+            step = perturbation(gradient, embeddings, labeled["attention_mask"], self.epsilon)
             with perturbed(self.embedding, step):
                 loss = model(**labeled).loss
             yield self.adversarial_weight * loss
@@ -228,13 +231,14 @@ class Objectives:
         """Where the answer changes most: one step of the power iteration (Miyato et al., 2017, section 3)."""
         with torch.no_grad():
             embeddings = self.embedding(inputs["input_ids"]).float()
-        direction = torch.randn_like(embeddings) * (embeddings != 0)
-        probe = perturbation(direction, embeddings, _PROBE * self.epsilon).requires_grad_()
+        mask = inputs["attention_mask"]
+        direction = torch.randn_like(embeddings) * mask.unsqueeze(-1)
+        probe = perturbation(direction, embeddings, mask, _PROBE * self.epsilon).requires_grad_()
         random.restore()
         with perturbed(self.embedding, probe):
             changed = divergence(self.model(**inputs).logits, logits, self.problem_type)
         (gradient,) = torch.autograd.grad(changed if scaler is None else scaler.scale(changed), probe)
-        return perturbation(gradient, embeddings, self.epsilon)
+        return perturbation(gradient, embeddings, mask, self.epsilon)
 
 
 class _random_state:

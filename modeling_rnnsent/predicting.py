@@ -257,6 +257,6 @@ def result_writer(file, suffix: str, config, with_text: bool = False):
     if suffix == ".jsonl":
         return lambda row, **text: file.write(json.dumps({**fields(row), **text}, ensure_ascii=False) + "\n")
     single = config.problem_type not in ("regression", "multi_label_classification")
-    table = csv.DictWriter(file, [*(["label", "score"] if single else names), *(["text"] if with_text else [])])
-    table.writeheader()
-    return lambda row, **text: table.writerow({**fields(row), **text})
+    table = csv.writer(file)  # by place: a label may be called "text"
+    table.writerow([*(["label", "score"] if single else names), *(["text"] if with_text else [])])
+    return lambda row, **text: table.writerow([*fields(row).values(), *text.values()])

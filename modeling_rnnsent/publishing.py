@@ -47,7 +47,7 @@ def publish(
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"cannot upload {folder!r}: there is no config.json, so it holds no trained model.")
     repo_id = repo_id or Path(folder).resolve().name
-    left = f"Nothing is lost: what {folder} holds stays, and the same command uploads it."
+    left = f"Nothing is lost: {folder} stays as it is, and the same command without --overwrite_output_dir uploads it."
     with hub_errors(repo_id, left):
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

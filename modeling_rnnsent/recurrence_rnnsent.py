@@ -429,6 +429,7 @@ class RNNSentRecurrence(nn.Module):
         can = self.cell_type == "lstm" and asked == torch.bfloat16 and multiplies_in_bfloat16(device)
         return torch.bfloat16 if can else dtype
 
+    @torch.compiler.disable
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
         """The same for a cell that `torch` has no layer for, one step after the other, in the type of its weights."""
         own = weights[0].dtype

@@ -37,7 +37,7 @@ class TorchScorer:
         model.rnnsent.recurrence.flatten_parameters()  # in inference mode, in which it answers, it is too late
 
     def __call__(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Ids of some texts to logits `(len(rows), num_labels)`, float32."""
+        """Ids of one text and more to logits `(len(rows), num_labels)`, float32."""
         with torch.inference_mode(), torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return self._answer(rows)
 
@@ -90,7 +90,7 @@ class OnnxScorer:
             )
 
     def __call__(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Ids of some texts to logits `(len(rows), num_labels)`, float32."""
+        """Ids of one text and more to logits `(len(rows), num_labels)`, float32."""
         input_ids, attention_mask = pad(rows, self.config.pad_token_id)
         return self.session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
 

@@ -21,7 +21,7 @@ from .encoding import WordEncoder
 from .errors import InputError, loading
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import pad
-from .scoring import load_torch_scorer, probabilities
+from .scoring import PIECE_TOKENS, load_torch_scorer, probabilities
 from .tokenization import HTML_TAG, SINGLE_CHARACTER
 
 # The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
@@ -73,6 +73,7 @@ class StreamingClassifier:
                 "StreamingClassifier needs a tokenizer of `build_tokenizer`, whose words end at white space."
             )
         self.model, self.config = model.eval(), model.config
+        model.rnnsent.recurrence.flatten_parameters()  # in inference mode, in which it answers, it is too late
         self._states: dict[str, tuple[Tensor, ...]] = {}
         self._waiting: dict[str, str] = {}
         # Of a text of no words: what every text starts from.
@@ -198,19 +199,20 @@ class StreamingClassifier:
             raise ValueError(f"there is no stream {name!r}, only {self.streams}.")
 
     def _advance(self, texts: dict[str, str]):
-        """Reads words; every text's in one batch."""
+        """Reads words; every text's in one batch, and what is long in pieces."""
         rows = dict(zip(texts, self.encode(list(texts.values()))))
         names = [name for name in texts if len(rows[name]) or name not in self._logits]
-        if not names:
-            return
-        states = [self._states.get(name, self._start) for name in names]
-        state = tuple(torch.cat(parts, dim=self._batch_dim(place)) for place, parts in enumerate(zip(*states)))
-        state, logits = self._read([rows[name] for name in names], state)
-        for index, name in enumerate(names):
-            self._states[name] = tuple(
-                part.narrow(self._batch_dim(place), index, 1).clone() for place, part in enumerate(state)
-            )
-            self._logits[name] = logits[index]
+        while names:
+            length = max(1, PIECE_TOKENS // len(names))
+            states = [self._states.get(name, self._start) for name in names]
+            state = tuple(torch.cat(parts, dim=self._batch_dim(place)) for place, parts in enumerate(zip(*states)))
+            state, logits = self._read([rows[name][:length] for name in names], state)
+            for index, name in enumerate(names):
+                self._states[name] = tuple(
+                    part.narrow(self._batch_dim(place), index, 1).clone() for place, part in enumerate(state)
+                )
+                self._logits[name], rows[name] = logits[index], rows[name][length:]
+            names = [name for name in names if len(rows[name])]
 
     def _batch_dim(self, place: int) -> int:
         """Which dimension of a part of the state counts texts: the second of the recurrent layers' parts."""

@@ -469,7 +469,7 @@ class RNNSentTrainer(Trainer):
         return publish_run(self.args, commit_message)
 
 
-def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None, given: set[str]):
+def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None):
     """
     Sees to it that the best checkpoint is told by a metric that there is, in the right direction.
 
@@ -478,7 +478,6 @@ def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None, gi
     Args:
         arguments ([`RNNSentTrainingArguments`]): `metric_for_best_model` and `greater_is_better` are set.
         labels ([`Labels`], *optional*): What the labels are. None for language modeling, which has a loss only.
-        given (`set[str]`): Names of the arguments that the recipe or a flag gave.
 
     Raises:
         InputError: for a metric that the labels do not have.
@@ -497,5 +496,4 @@ def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None, gi
     if metric not in ("loss", *names):
         raise InputError(f"metric_for_best_model must be one of {', '.join(('loss', *names))}, got {metric!r}.")
     arguments.metric_for_best_model = metric
-    if "greater_is_better" not in given:
-        arguments.greater_is_better = metric not in ("loss", "mse")
+    arguments.greater_is_better = metric not in ("loss", "mse")

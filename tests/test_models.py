@@ -421,12 +421,28 @@ def test_every_parameter_of_the_layer_ends_exactly_one_name_of_the_model(cell_ty
         ({"input_ids": torch.ones(3, dtype=torch.long)}, "shape"),
         ({"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 2)}, "attention_mask"),
         ({"inputs_embeds": torch.ones(1, 3, 5)}, "inputs_embeds"),
+        ({"inputs_embeds": torch.ones(1, 3, 6, dtype=torch.long)}, r"must be floats of shape .*, got torch.int64"),
         ({"input_ids": torch.ones(1, 3, dtype=torch.long), "state": (torch.zeros(1, 2, 8),) * 2}, "state"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(RNNSentModel)(**arguments)
+
+
+@pytest.mark.parametrize("settings", [{"classifier_head": "sigmoid"}, {}, {"ngram_order": 2, "ngram_buckets": 16}])
+def test_labels_of_another_kind_are_refused_and_leave_the_model_as_it_was(settings, tmp_path):
+    model, batch = make(RNNSentForSequenceClassification, **settings).train(), make_batch([3, 2])
+    with pytest.raises(ValueError, match=r"class indices of shape \(2,\).*, got torch.float32 of shape \(2,\)"):
+        model(**batch, labels=torch.tensor([1.0, 0.0]))
+    if settings:
+        with pytest.raises(ValueError, match=r"class indices of shape \(2,\), got torch.float32 of shape \(2, 2\)"):
+            model(**batch, labels=torch.eye(2))
+    output = model(**batch, labels=torch.tensor([1, 0]))
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits, torch.tensor([1, 0])))
+    model.save_pretrained(tmp_path)
+    loaded = RNNSentForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.problem_type == "single_label_classification"
 
 
 def test_gradient_checkpointing_is_refused():
@@ -516,9 +532,13 @@ def test_traced_graph_says_that_it_takes_right_padding(caplog, monkeypatch):
         torch.testing.assert_close(traced(**make_batch(lengths)), model(**make_batch(lengths)))
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
-def test_compiled_model_equals_the_eager_one(cell_type):
-    model = make(RNNSentForSequenceClassification, cell_type=cell_type, bidirectional=True, pooling="max_mean")
+@pytest.mark.parametrize(
+    "cell",
+    [{"cell_type": "rnn"}, {"cell_type": "lstm"}, {"cell_type": "gru"}, {"cell_type": "rnn", "recurrence": "output"}],
+    ids=str,
+)
+def test_compiled_model_equals_the_eager_one(cell):
+    model = make(RNNSentForSequenceClassification, **cell, bidirectional=True, pooling="max_mean")
     compiled = torch.compile(model, dynamic=True, backend="aot_eager")
     for lengths, side in (([6, 3], "right"), ([4, 4, 4], "right"), ([5, 2], "left")):
         batch = make_batch(lengths, side)

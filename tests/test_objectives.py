@@ -28,7 +28,10 @@ def make_objectives(model, tmp_path, **settings):
 
 def make_trained(**settings):
     settings = {"pooling": "max_mean", "bidirectional": True, "initializer_range": 0.5, **settings}
-    return make(RNNSentForSequenceClassification, **settings).train()
+    model = make(RNNSentForSequenceClassification, **settings).train()
+    with torch.no_grad():  # as a language model leaves it whose output layer shares it
+        model.rnnsent.embeddings.weight[model.config.pad_token_id] = 5
+    return model
 
 
 def logits_at(model, batch, embeddings):
@@ -107,7 +110,9 @@ def test_scaled_gradients_lead_the_same_way(tmp_path):
 def test_same_dropout_in_every_pass(tmp_path):
     model = make_trained(embedding_dropout=0.5, classifier_dropout=0.5, word_dropout=0.3)
     objectives = make_objectives(model, tmp_path, virtual_adversarial_weight=1.0, adversarial_epsilon=1e-6)
-    (term,) = objectives.terms(model, {}, None, make_batch([6, 3, 5]))
+    batch = make_batch([6, 3, 5])
+    assert not torch.allclose(model(**batch).logits, model(**batch).logits)
+    (term,) = objectives.terms(model, {}, None, batch)
     assert abs(float(term.detach())) < 1e-6
 
 

@@ -308,6 +308,24 @@ def test_other_settings_do_not_go_on_from_a_checkpoint_unless_it_is_overwritten(
     assert "holds no checkpoint" not in result.stderr
 
 
+def test_other_data_does_not_go_on_from_a_checkpoint(reviews, tmp_path):
+    data, output = tmp_path / "train.csv", tmp_path / "run"
+    shutil.copy(reviews / "train.csv", data)
+    flags = [*SMALL, f"--train_file={data}", "--validation_size=0.1", "--save_strategy=steps", "--save_steps=2"]
+    flags += ["--max_vocab_size=20", f"--output_dir={output}"]
+    train(*flags, "--max_steps=2")
+    (output / "train_results.json").unlink()  # as if it had been stopped
+    flags += ["--max_steps=4", RESUME]
+    held = data.read_text()
+    data.write_text(held + "town " * 5000 + ",0\n")  # as many words, in another order
+    assert "checkpoint-2 is of other data: texts, words or classes have changed" in fails(*flags)
+    data.write_text(held.replace(",0\n", ",2\n", 1))  # a class more
+    assert "checkpoint-2 is of other data" in fails(*flags)
+    data.write_text(held)
+    train(*flags)
+    assert read(output / "trainer_state.json")["global_step"] == 4
+
+
 def test_overwriting_run_that_is_killed_at_once_leaves_the_model_and_can_be_begun_again(flags, undisturbed, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(undisturbed[0], output)

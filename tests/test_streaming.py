@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_bulk import TOKENIZER, make_model
 from transformers import TextClassificationPipeline
 
+from modeling_rnnsent import streaming
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.streaming import StreamingClassifier
 from modeling_rnnsent.tokenization import build_tokenizer
@@ -81,6 +82,17 @@ def test_many_streams_beside_each_other_and_saved_between(classify, tmp_path):
     for name, text in texts.items():
         answer = streams.finish(name) if name in streams.streams else expected(classify, "")
         assert answer == expected(classify, text)
+
+
+def test_a_long_piece_beside_short_ones_and_a_saved_model(tmp_path, monkeypatch):
+    model = make_model(tmp_path / "model", pooling="max_mean", ngram_order=3, ngram_buckets=64, ngram_weight=0.5)
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(streaming, "PIECE_TOKENS", 20)
+    classify = TextClassificationPipeline(model=model, tokenizer=TOKENIZER, top_k=None)
+    streams = StreamingClassifier.from_pretrained(str(tmp_path / "model"))
+    texts = {"long": "good bad film dull great " * 50, "short": "dull film ", "none": ""}
+    answers = streams.feed(texts)
+    assert answers == {name: expected(classify, text) for name, text in texts.items()}
 
 
 def test_the_answer_is_always_that_to_the_words_so_far(classify):

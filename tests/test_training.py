@@ -297,8 +297,18 @@ def test_other_kinds_of_labels_train_and_load(labels, expected, key, picture, tm
         "--num_train_epochs=2",
         "--validation_size=0.2",
         "--test_size=0.2",
+        "--report_to=none",
+        "--greater_is_better=true",  # as it is of the accuracy
         f"--output_dir={tmp_path / 'run'}",
     )
+    again = parse_run([str(tmp_path / "run" / "recipe.yaml")])
+    metric = again.training.metric_for_best_model
+    state = read(tmp_path / "run" / "trainer_state.json")
+    found = [row[f"eval_{metric}"] for row in state["log_history"] if "eval_loss" in row]
+    assert metric == ("mse" if key == "pearson" else "accuracy")
+    assert state["best_metric"] == (min if metric == "mse" else max)(found[:2])
+    other = parse_run([str(tmp_path / "run" / "recipe.yaml"), "--train_file=other.csv"])
+    assert again.model.problem_type and other.model.problem_type is None
     assert f"test_{key}" in read(tmp_path / "run" / "test_results.json")
     names = {path.stem for path in (tmp_path / "run").glob("*.png")}
     kinds = {"confusion_matrix", "f1_by_label", "predicted_values", "training_curves"}
@@ -441,6 +451,9 @@ class TestRecipesAndFlags:
     def test_a_recipes_mistake_is_named(self, tmp_path):
         with pytest.raises(InputError, match="unknown key 'num_epochs'.*Did you mean 'num_train_epochs'"):
             parse_run([self.recipe(tmp_path, num_epochs=3)])
+        (tmp_path / "on.yaml").write_text("on: epoch\n")
+        with pytest.raises(InputError, match="unknown key True"):
+            parse_run([str(tmp_path / "on.yaml")])
         (tmp_path / "list.yaml").write_text("- a\n- b\n")
         with pytest.raises(InputError, match="`key: value` lines, got list"):
             parse_run([str(tmp_path / "list.yaml")])
