@@ -4,10 +4,12 @@ Test accuracy of what people use instead of a recurrent classifier, on IMDb's 25
     python benchmarks/baselines.py [DATASET]
 
 DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout. Every rival has its library's defaults or
-the setting of the paper named; nothing is chosen by the test split.
+the setting of the paper named, but for TF-IDF's penalty, which is the best of three on a tenth of the training reviews,
+held out film by film as for the recipes; nothing is chosen by the test split.
 """
 
 import random
+import re
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ from measuring import describe_machine, show, write
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+HOLDOUT_BLOCK_SIZE = 50  # IMDb's reviews stand film by film
 Fit = Callable[[list[str], np.ndarray, list[str]], np.ndarray]
 
 
@@ -28,7 +31,14 @@ def tfidf(ngrams: int) -> Fit:
 
     def fit(texts: list[str], labels: np.ndarray, test_texts: list[str]) -> np.ndarray:
         vectorizer = TfidfVectorizer(ngram_range=(1, ngrams))
-        classifier = LogisticRegression(C=10.0, max_iter=200).fit(vectorizer.fit_transform(texts), labels)
+        vectors, blocks = vectorizer.fit_transform(texts), np.arange(len(texts)) // HOLDOUT_BLOCK_SIZE
+        held = np.isin(blocks, np.random.default_rng(1).permutation(blocks.max() + 1)[: blocks.max() // 10])
+
+        def accuracy(inverse_penalty: float) -> float:
+            classifier = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(vectors[~held], labels[~held])
+            return classifier.score(vectors[held], labels[held])
+
+        classifier = LogisticRegression(C=max((1.0, 10.0, 100.0), key=accuracy), max_iter=1000).fit(vectors, labels)
         return classifier.predict(vectorizer.transform(test_texts))
 
     return fit
@@ -45,10 +55,13 @@ def naive_bayes(texts: list[str], labels: np.ndarray, test_texts: list[str]) -> 
 
 
 def fasttext_bigrams(texts: list[str], labels: np.ndarray, test_texts: list[str]) -> np.ndarray:
-    """fastText with pairs of words (Joulin et al., 2017): rate 0.5, 5 epochs."""
+    """fastText with pairs of words (Joulin et al., 2017): rate 0.5, 5 epochs, marks apart from words as there."""
     import fasttext
 
-    clean = [[" ".join(text.lower().replace("<br />", " ").split()) for text in part] for part in (texts, test_texts)]
+    def separate(text: str) -> str:
+        return " ".join(re.sub(r"([.!?,'/():;\"])", r" \1 ", text.lower().replace("<br />", " ")).split())
+
+    clean = [[separate(text) for text in part] for part in (texts, test_texts)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.txt"
         lines = [f"__label__{label} {text}" for text, label in zip(clean[0], labels)]

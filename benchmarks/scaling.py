@@ -3,8 +3,9 @@ How speed and memory change as vocabulary, length, batch, hidden size, number of
 
     python benchmarks/scaling.py [--only vocabulary|length|batch|hidden|reviews|memory|processes]
 
-The model is `default.yaml`'s unless a table says otherwise: bidirectional LSTM 100->64 over 30,000 words. Training rows
-take random lengths from IMDb's own distribution.
+The model is that of `default.yaml` without its n-grams, unless a table says otherwise: bidirectional LSTM 100->64 over
+30,000 words. A text of a million tokens is read by one of one direction. Training rows take random lengths from IMDb's
+own distribution.
 """
 
 import argparse

@@ -174,7 +174,8 @@ def main():
         for name, values in rates.items()
     ]
     show(f"{len(splits['train']):,} reviews, {epoch:,} tokens an epoch: {machine}", rows)
-    print(f"ours / loop: {ratio(rates['loop'], rates['ours']):.1f}x (median of {arguments.rounds} rounds)")
+    times = ratio(rates["loop"], rates["ours"])
+    print(f"ours / loop: {times:.1f}x (median of {arguments.rounds} rounds)")
     shares = [
         {
             "part of a step": name,
@@ -184,7 +185,8 @@ def main():
         for name, values in parts.items()
     ]
     show("Where our time goes", shares)
-    write("training", machine, rows + shares)
+    how = {"ours / loop": times, "rounds": arguments.rounds, "steps": arguments.steps}
+    write("training", machine, [*rows, how, *shares])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """A finished run's directory on the Hub, and one clear line for what can go wrong on the way."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from .arguments import RNNSentTrainingArguments
 from .errors import InputError
+
 
 # Of the library that the client sends requests by, which is httpx or its successor.
 HTTPError = HfHubHTTPError.__bases__[0]
@@ -51,6 +54,7 @@ def publish(
     with hub_errors(repo_id, left):
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        _name_in_card(Path(folder), repo_id)
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -58,6 +62,14 @@ def publish(
             revision=revision,
             ignore_patterns=IGNORED,
         )
+
+
+def _name_in_card(folder: Path, repo_id: str):
+    """Has the card's example load the repository: that of a run which was not to be uploaded loads its directory."""
+    card = folder / REPOCARD_NAME
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        card.write_text(re.sub(r'(= pipeline\("[\w-]+", model=)"[^"]*"', rf'\1"{repo_id}"', text), encoding="utf-8")
 
 
 def check_access(arguments: RNNSentTrainingArguments):

@@ -55,6 +55,16 @@ def test_every_model_and_their_mean(models, reviews):
     assert quickly["roc_auc"] == pytest.approx(results[0]["roc_auc"], abs=0.005)
 
 
+def test_the_split_of_a_data_set(models, reviews, tmp_path):
+    for flags, file in (([], "test.csv"), (["--split", "validation"], "validation.csv")):
+        printed = evaluate(models[0], "--input", reviews, *flags, "--json").stdout
+        assert printed == evaluate(models[0], "--input", reviews / file, "--json").stdout
+        command = ["rnnsent", "predict", models[0], "--input"]
+        run(*command, reviews, *flags, "--output", tmp_path / f"split-{file}")
+        run(*command, reviews / file, "--output", tmp_path / file)
+        assert (tmp_path / file).read_text() == (tmp_path / f"split-{file}").read_text()
+
+
 def test_table_and_other_columns(models, reviews, tmp_path):
     frame = pandas.read_csv(reviews / "test.csv")
     frame.rename(columns={"text": "review", "label": "stars"}).to_json(

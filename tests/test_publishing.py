@@ -64,7 +64,8 @@ def test_run_is_pushed_and_loads_without_the_package(hub, reviews, tmp_path):
     output = tmp_path / "sentiment"
     files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
     flags = [*files, *SMALL, "--num_train_epochs=1", "--save_strategy=epoch", f"--output_dir={output}", "--push_to_hub"]
-    train(*flags, HF_HUB_OFFLINE="0")
+    train(*flags[:-1])  # first without --push_to_hub
+    assert "holds this run, finished: it is uploaded" in train(*flags, HF_HUB_OFFLINE="0").stdout
     pushed = hub.files("owner/sentiment")
     # What lies in the directory, checkpoints and the like apart, byte for byte.
     local = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
