@@ -68,6 +68,7 @@ from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, check_evaluation, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
+from modeling_rnnsent.widening import widen
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 100
 
@@ -395,7 +396,10 @@ def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrai
             raise InputError(str(error)) from error
     keep_source(name, run)
     with loading("model", name):
-        config = RNNSentConfig.from_pretrained(name, **given)
+        held = RNNSentConfig.from_pretrained(name).hidden_size
+        size = given.get("hidden_size", held)
+        widens = model_class is RNNSentForCausalLM and size > held
+        config = RNNSentConfig.from_pretrained(name, **{**given, "hidden_size": held if widens else size})
         model, info = model_class.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -409,7 +413,12 @@ def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrai
             f"the tokenizer has {len(tokenizer)} tokens and the model {name!r} only {config.vocab_size}: use the "
             "tokenizer that the model was trained with."
         )
-    return model
+    if not widens:
+        return model
+    try:
+        return widen(model, size)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def keep_source(name: str, run: Run):

@@ -12,7 +12,6 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from .arguments import RNNSentTrainingArguments
 from .errors import InputError
 
-
 # Of the library that the client sends requests by, which is httpx or its successor.
 HTTPError = HfHubHTTPError.__bases__[0]
 NOTHING_TRAINED = (
