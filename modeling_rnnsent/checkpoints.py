@@ -247,11 +247,11 @@ def check_settings(checkpoint: str | None, settings: dict[str, Any] | None):
 
 
 def check_data(checkpoint: str, digest: str):
-    """Raises `InputError` where a checkpoint's words, classes or texts are not those that the data has now."""
+    """Raises `InputError` where a checkpoint's words, classes, texts or labels are not those that the data has now."""
     if _read_json(Path(checkpoint), SETTINGS).get(DATA) != digest:
         raise InputError(
-            f"the checkpoint {checkpoint} is of other data: texts, words or classes have changed since. Go on with the "
-            "data that it began with, or start again with --overwrite_output_dir and without --resume_from_checkpoint."
+            f"the checkpoint {checkpoint} is of other data: texts or labels have changed since. Go on with the data "
+            "that it began with, or start again with --overwrite_output_dir and without --resume_from_checkpoint."
         )
 
 

@@ -197,11 +197,14 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
         if path is not None:
             is_text = name == "unlabeled" or arguments.task == "language-modeling"
             formats = TEXT_FORMATS if is_text else FILE_FORMATS
-            raw[name] = read_file(path, f"{name}_file", formats, _columns(arguments))
+            columns = _columns(arguments)[:1] if is_text else _columns(arguments)
+            raw[name] = read_file(path, f"{name}_file", formats, columns)
     return raw
 
 
-def _columns(arguments: DataArguments) -> tuple[str, str]:
+def _columns(arguments: DataArguments) -> tuple[str, ...]:
+    if arguments.task == "language-modeling":
+        return (arguments.text_column_name,)
     return arguments.text_column_name, arguments.label_column_name
 
 

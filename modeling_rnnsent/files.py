@@ -7,8 +7,10 @@ make two classes of `True` and `true`, 1 of 01, and an error of the first 2.5 af
 
 import csv
 import glob
+import inspect
 import math
 import re
+from copy import copy
 from itertools import islice
 from logging import CRITICAL, getLogger
 from pathlib import Path
@@ -120,33 +122,46 @@ class _Json(Json):
 
     def _split_generators(self, dl_manager):
         splits = super()._split_generators(dl_manager)
-        first = self.info.features
+        first, self.info.features = self.info.features, None
         self.lacks_column = first is not None and not set(self.columns) <= set(first)
         if first is None or self.lacks_column:  # None: an array, which is read as a whole
+            self.info.features = first
             return splits
-        schema = pyarrow.schema([first.arrow_schema.field(column) for column in self.columns])
+        fields = {column: first.arrow_schema.field(column) for column in self.columns}
         if not dl_manager.is_streaming:
-            self.info.features = None
             for _, table in self._generate_tables(**splits[0].gen_kwargs):
-                schema = pyarrow.unify_schemas([schema, self._select(table).schema], promote_options="permissive")
-        for place, field in enumerate(schema):
+                for column in set(self.columns) & set(table.column_names):
+                    fields[column] = _common(fields[column], table.schema.field(column))
+        found = {}
+        for column, field in fields.items():
             if pyarrow.types.is_null(field.type):
-                schema = schema.set(place, field.with_type(pyarrow.string()))
-        is_same = {field.name: field.type == first.arrow_schema.field(field.name).type for field in schema}
-        found = Features.from_arrow_schema(schema)
-        self.info.features = Features({name: (first if is_same[name] else found)[name] for name in found})
+                field = field.with_type(pyarrow.string())
+            is_first = field.type == first.arrow_schema.field(column).type
+            found[column] = first[column] if is_first else Features.from_arrow_schema(pyarrow.schema([field]))[column]
+        self.info.features = Features(found)
         return splits
 
     def _generate_tables(self, *args, **kwargs):
-        tables = super()._generate_tables(*args, **kwargs)
-        return islice(tables, 1) if self.lacks_column else tables
+        # Told the columns wanted, `datasets` would take the others for what they are not.
+        reader = Json.__new__(Json)
+        vars(reader).update(vars(self), info=copy(self.info))
+        reader.info.features = None
+        tables = reader._generate_tables(*args, **kwargs)
+        for key, table in islice(tables, 1) if self.lacks_column else tables:
+            if self.info.features is not None:
+                table = table.select([column for column in self.info.features if column in table.column_names])
+                table = self._cast_table(table)
+            yield key, table
 
-    def _select(self, table: pyarrow.Table) -> pyarrow.Table:
-        return table.select([column for column in self.columns if column in table.column_names])
 
-    def _cast_table(self, pa_table: pyarrow.Table, json_field_paths=()) -> pyarrow.Table:
-        has_all = self.info.features is not None and set(self.info.features) == set(self.columns)
-        return super()._cast_table(self._select(pa_table) if has_all else pa_table, json_field_paths)
+def _common(field: pyarrow.Field, other: pyarrow.Field) -> pyarrow.Field:
+    """A column of the type that holds the values of both."""
+    try:
+        return pyarrow.unify_schemas(map(pyarrow.schema, ([field], [other])), promote_options="permissive")[0]
+    except pyarrow.ArrowException:
+        is_mixed = isinstance(other.type, pyarrow.BaseExtensionType)  # how `datasets` reads a mixture
+        kind = "values of several kinds" if is_mixed else other.type
+        raise InputError(f"the column {field.name!r} holds {field.type} at first and {kind} further on") from None
 
 
 def _load(
@@ -162,7 +177,8 @@ def _load(
         # A name is no pattern: `reviews[1].csv` is another file than `reviews1.csv`.
         names = [glob.escape(path) for path in paths]
         if kind == "json" and columns:
-            builder = _Json(data_files=names, hash=Hasher.hash((datasets.__version__, columns)))
+            ours = (datasets.__version__, inspect.getsource(_Json), columns)  # what is in the cache was made by these
+            builder = _Json(data_files=names, hash=Hasher.hash(ours))
             builder.columns = tuple(dict.fromkeys(columns))
             if streaming:
                 return builder.as_streaming_dataset(split="train")
@@ -172,7 +188,8 @@ def _load(
     except Exception as error:
         if "no data" in str(error):  # how `datasets` says that a file has no rows
             raise InputError(f"{source} is empty.") from error
-        cause = error.__cause__ or error.__context__ or error
+        is_said = isinstance(error, (InputError, pyarrow.ArrowException))
+        cause = error if is_said else error.__cause__ or error.__context__ or error
         if isinstance(cause, UnicodeDecodeError):
             path, line = next((path, line) for path in paths if (line := first_undecodable_line(path)))
             source = source if len(paths) == 1 else f"{source}, {path!r}"

@@ -1,5 +1,6 @@
 """A finished run's directory on the Hub, and one clear line for what can go wrong on the way."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,22 +54,34 @@ def publish(
     with hub_errors(repo_id, left):
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        _name_in_card(Path(folder), repo_id)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=revision,
-            ignore_patterns=IGNORED,
-        )
+        with _named_in_card(Path(folder), repo_id):
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                ignore_patterns=IGNORED,
+            )
 
 
-def _name_in_card(folder: Path, repo_id: str):
-    """Has the card's example load the repository: that of a run which was not to be uploaded loads its directory."""
+@contextmanager
+def _named_in_card(folder: Path, repo_id: str) -> Iterator[None]:
+    """
+    Has the card's example load the repository, where that of a run which was not to be uploaded loads its directory; if
+    nothing comes of the upload, the card is what it was.
+    """
     card = folder / REPOCARD_NAME
-    if card.is_file():
-        text = card.read_text(encoding="utf-8")
-        card.write_text(re.sub(r'(= pipeline\("[\w-]+", model=)"[^"]*"', rf'\1"{repo_id}"', text), encoding="utf-8")
+    held = card.read_bytes() if card.is_file() else b""
+    named = re.sub(rb'(= pipeline\("[\w-]+", model=)"[^"]*"', rb'\1"' + repo_id.encode() + b'"', held)
+    if named == held or not os.access(card, os.W_OK):
+        yield
+        return
+    card.write_bytes(named)
+    try:
+        yield
+    except BaseException:
+        card.write_bytes(held)
+        raise
 
 
 def check_access(arguments: RNNSentTrainingArguments):

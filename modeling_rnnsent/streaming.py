@@ -25,6 +25,7 @@ from .scoring import PIECE_TOKENS, load_torch_scorer, probabilities
 from .tokenization import HTML_TAG, SINGLE_CHARACTER
 
 # The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
+_LEAST_PIECE = 128  # words of a text, however many others there are
 _TAG = re.compile(HTML_TAG)
 # Ends a word before it, and is composed with nothing there: a letter or an emoji, not a mark (or digit).
 _STARTS_ANEW = re.compile(rf"(?=[^\d_])(?:{SINGLE_CHARACTER})")
@@ -203,7 +204,7 @@ class StreamingClassifier:
         rows = dict(zip(texts, self.encode(list(texts.values()))))
         names = [name for name in texts if len(rows[name]) or name not in self._logits]
         while names:
-            length = max(1, PIECE_TOKENS // len(names))
+            length = max(_LEAST_PIECE, PIECE_TOKENS // len(names))
             states = [self._states.get(name, self._start) for name in names]
             state = tuple(torch.cat(parts, dim=self._batch_dim(place)) for place, parts in enumerate(zip(*states)))
             state, logits = self._read([rows[name][:length] for name in names], state)

@@ -52,14 +52,25 @@ def test_a_large_json_file_may_change_after_its_beginning(tmp_path):
     with open(path, "w") as file:
         for row in range(4000):
             late = {"title": "late", "stars": 5} if row > 3500 else {"title": None}
-            label = row % 3 + 0.5 * (row == 3999)
+            label = row % 3 if row < 3999 else 0.5
             file.write(json.dumps({"text": f"film {row} " + "x" * 4000, "label": label, **late}) + "\n")
-    labels = load_labeled_texts(DataArguments(train_file=str(path), validation_size=0.1)).labels
-    assert labels.problem_type == "regression"
+    flags = {"train_file": str(path), "validation_size": 0.1}
+    assert load_labeled_texts(DataArguments(**flags)).labels.problem_type == "regression"
+    unlabeled = tmp_path / "unlabeled.jsonl"
+    unlabeled.write_text(path.read_text().replace('"label"', '"other"'))
+    assert len(load_labeled_texts(DataArguments(**flags, unlabeled_file=str(unlabeled))).unlabeled) == 4000
+    flags["train_file"] = str(unlabeled)
+    assert len(load_texts(DataArguments(**flags, task="language-modeling")).splits["train"]) == 3600
     texts = list(stream_texts(str(path)))
     assert len(texts) == 4000 and texts[-1].startswith("film 3999 ")
     with pytest.raises(InputError, match=r"no column 'stars' \(label_column_name\), only .*'title'"):
         load_labeled_texts(DataArguments(train_file=str(path), label_column_name="stars"))
+    path.write_text(path.read_text().replace('"label": 0.5', '"label": "half"'))
+    with pytest.raises(InputError, match="the column 'label' holds int64 at first and values of several kinds"):
+        load_labeled_texts(DataArguments(train_file=str(path)))
+    path.write_text(path.read_text() + "{broken")
+    with pytest.raises(InputError, match="not readable as json: JSON parse error"):
+        load_labeled_texts(DataArguments(train_file=str(path)))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])

@@ -88,6 +88,7 @@ def test_a_long_piece_beside_short_ones_and_a_saved_model(tmp_path, monkeypatch)
     model = make_model(tmp_path / "model", pooling="max_mean", ngram_order=3, ngram_buckets=64, ngram_weight=0.5)
     TOKENIZER.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(streaming, "PIECE_TOKENS", 20)
+    monkeypatch.setattr(streaming, "_LEAST_PIECE", 3)
     classify = TextClassificationPipeline(model=model, tokenizer=TOKENIZER, top_k=None)
     streams = StreamingClassifier.from_pretrained(str(tmp_path / "model"))
     texts = {"long": "good bad film dull great " * 50, "short": "dull film ", "none": ""}
