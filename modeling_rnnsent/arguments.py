@@ -144,6 +144,8 @@ _DATA_FIELDS = {
     "problem_type",
     *_FOUND_OUT,
 }
+# Of what a model starts from, too, a flag's word replaces the recipe's: it is one or the other.
+_STARTS = {"model_name_or_path", "word_vectors"}
 # Of these `TrainingArguments` takes any number.
 _LEAST = {
     "per_device_train_batch_size": 1,
@@ -411,7 +413,8 @@ def parse_run(argv: list[str] | None = None) -> Run:
     Reads `train.py`'s command line: `[RECIPE.yaml] [--field value ...]`.
 
     A recipe's keys are the names of the flags, all in one flat mapping. A flag beats the recipe; `--dataset_name`
-    and `--train_file` replace the recipe's data, but for the shares held out.
+    and `--train_file` replace the recipe's data, but for the shares held out, `--model_name_or_path` and
+    `--word_vectors` what its model starts from.
 
     Args:
         argv (`list[str]`, *optional*): Arguments without the program's name. None: `sys.argv[1:]`.
@@ -448,6 +451,8 @@ def parse_run(argv: list[str] | None = None) -> Run:
             raise InputError(f"unknown flag --{flag}.{_nearest(flag, known, '--')}")
     if given & _DATA_NAMES:
         recipe = {key: value for key, value in recipe.items() if key not in _DATA_FIELDS}
+    if given & _STARTS:
+        recipe = {key: value for key, value in recipe.items() if key not in _STARTS}
 
     given |= {key for key, value in recipe.items() if value is not None}
     # Made before the run's own: every new one resets the state that `accelerate` keeps for the process.

@@ -408,6 +408,12 @@ class TestRecipesAndFlags:
         assert (parsed.training.learning_rate, parsed.training.seed) == (0.01, 3)
         assert parse_run(["--bidirectional"]).model.bidirectional is True
 
+    def test_a_flag_that_names_a_start_replaces_the_recipes(self, tmp_path):
+        parsed = parse_run([self.recipe(tmp_path, word_vectors="word2vec"), "--model_name_or_path=runs/language"])
+        assert (parsed.model.word_vectors, parsed.model.model_name_or_path) == (None, "runs/language")
+        parsed = parse_run([self.recipe(tmp_path, model_name_or_path="runs/language"), "--word_vectors=word2vec"])
+        assert (parsed.model.word_vectors, parsed.model.model_name_or_path) == ("word2vec", None)
+
     def test_a_flag_that_names_data_replaces_all_of_the_recipes_data(self, tmp_path):
         source = {"dataset_name": "some/data", "text_column_name": "review", "max_train_samples": 100}
         source |= {"holdout_block_size": 50, "unlabeled_split": "more"}
