@@ -69,7 +69,6 @@ from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
 from modeling_rnnsent.training import RNNSentTrainer, check_evaluation, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
-from modeling_rnnsent.widening import widen
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 100
 
@@ -247,7 +246,7 @@ def digest_of(splits: datasets.DatasetDict, tokenizer, labels: Labels | None) ->
         columns = ["input_ids", "length", *(["labels"] if labels is not None and name != "unlabeled" else [])]
         for batch in splits[name].select_columns(columns).with_format("arrow").iter(batch_size=10_000):
             for column in columns:
-                values = pyarrow.chunked_array(batch[column]).combine_chunks()
+                values = batch[column].combine_chunks()
                 while pyarrow.types.is_list(values.type) or pyarrow.types.is_large_list(values.type):
                     values = values.flatten()
                 found.update(values.to_numpy(zero_copy_only=False).tobytes())
@@ -402,10 +401,7 @@ def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrai
             raise InputError(str(error)) from error
     keep_source(name, run)
     with loading("model", name):
-        held = RNNSentConfig.from_pretrained(name).hidden_size
-        size = given.get("hidden_size", held)
-        widens = model_class is RNNSentForCausalLM and size > held
-        config = RNNSentConfig.from_pretrained(name, **{**given, "hidden_size": held if widens else size})
+        config = RNNSentConfig.from_pretrained(name, **given)
         model, info = model_class.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -419,12 +415,7 @@ def start_model(run: Run, given: dict, tokenizer, model_class) -> RNNSentPreTrai
             f"the tokenizer has {len(tokenizer)} tokens and the model {name!r} only {config.vocab_size}: use the "
             "tokenizer that the model was trained with."
         )
-    if not widens:
-        return model
-    try:
-        return widen(model, size)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return model
 
 
 def keep_source(name: str, run: Run):

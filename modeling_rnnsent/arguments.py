@@ -285,10 +285,7 @@ ModelArguments = make_dataclass(
             str | None,
             field(
                 default=None,
-                metadata={
-                    "help": "Start from this trained model (a directory or Hub id) instead of at random. A language "
-                    "model may start from one with a smaller hidden_size, whose answers it has at first."
-                },
+                metadata={"help": "Start from this trained model (a directory or Hub id) instead of at random."},
             ),
         ),
         (
