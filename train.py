@@ -67,7 +67,7 @@ from modeling_rnnsent.reports import (
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
-from modeling_rnnsent.training import RNNSentTrainer, check_evaluation, choose_metric, usable
+from modeling_rnnsent.training import NO_SHARDING, RNNSentTrainer, check_evaluation, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 100
@@ -273,8 +273,8 @@ def check_settings_of(run: Run):
         check_evaluation(training)
     if training.fp16 and training.device.type == "cpu":
         raise InputError("fp16 is for a GPU: on a CPU give bf16, where it multiplies in it, or neither.")
-    if training.fsdp and training.world_size == 1:
-        raise InputError("fsdp is for several processes, this run has one.")
+    if training.fsdp or training.deepspeed:
+        raise InputError(NO_SHARDING)
     with usable("report_to", training.report_to):
         for name, callback in zip(training.report_to, get_reporting_integration_callbacks(training.report_to)):
             if name not in get_available_reporting_integrations():

@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, concatenate_datasets
-from sklearn.model_selection import train_test_split
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -576,6 +575,9 @@ def _hold_out(
             stratify = first
     if wanted >= len(blocks):
         raise InputError(f"holdout_block_size {block_size} leaves nothing of {len(train)} examples to train on.")
+    # Here, for `rnnsent predict` splits nothing, and it would be a tenth of its start.
+    from sklearn.model_selection import train_test_split
+
     _, held_out = train_test_split(blocks, test_size=wanted, random_state=arguments.split_seed, stratify=stratify)
     is_held_out = np.isin(np.arange(len(train)) // block_size, held_out)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

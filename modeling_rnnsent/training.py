@@ -118,6 +118,10 @@ class _Stopwatch(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"earlier": self.seconds()}}
 
 
+# Both keep weights as views of their own memory, which cuDNN's layers lay out anew: these would stay what they were.
+NO_SHARDING = "fsdp and deepspeed are for models larger than a GPU: leave them out; --num_processes N is for N GPUs."
+
+
 class RNNSentTrainer(Trainer):
     """
     A `Trainer` with these differences.
@@ -148,6 +152,8 @@ class RNNSentTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # by accelerate's own configuration, too
+            raise InputError(NO_SHARDING)
         self.settings = settings or {}
         self.objectives = Objectives(self.args, self.model)
         if self.objectives.are_set and self.args.n_gpu > 1:
