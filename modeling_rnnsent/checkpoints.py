@@ -27,9 +27,10 @@ logger = logging.get_logger(__name__)
 TRAIN_RESULTS, RECIPE = "train_results.json", "recipe.yaml"
 UNFINISHED = ".unfinished"
 SETTINGS = "run_settings.json"
-DATA = "data"  # the setting that stands for what the data holds
+DATA = "data"  # the setting that stands for what the data holds, a digest
 _DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
-# What a run that is taken up may have otherwise: how long it goes on, what it shows and keeps, how fast it is.
+# What a run that is taken up may have otherwise: how long it goes on, what it shows and keeps, how fast it is. What its
+# data holds is known when that is read, and `check_data` is asked then.
 _MAY_DIFFER = ("num_train_epochs", "max_steps", "early_stopping_patience", DATA)
 _IN_PASSING = ("preprocessing_num_workers",)
 _IN_PASSING_BY_START = ("save_", "eval_", "logging_", "hub_", "dataloader_", "per_device_eval_")
