@@ -92,7 +92,7 @@ def classify(name: str, text: str):
     except (InputError, OSError) as error:
         raise gr.Error(str(error), print_exception=False) from error
     if explanation.unit == "value":
-        scores = f"{explanation.score:.4f}"
+        scores = f"{explanation.score:.6g}"
     return scores, coloured(explanation), explanation
 
 

@@ -31,6 +31,7 @@ from modeling_rnnsent import (
 from modeling_rnnsent.arguments import Run, parse_run
 from modeling_rnnsent.checkpoints import (
     DATA,
+    PROCESSES,
     RECIPE,
     check_data,
     clear_output_dir,
@@ -47,6 +48,7 @@ from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_e
 from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.launching import (
     from_main_process,
+    main_process_first,
     process_group,
     stop_request,
     use_threads,
@@ -106,7 +108,7 @@ def choose_output(run: Run):
         if "disable_tqdm" not in run.given:
             run.training.disable_tqdm = True
     if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):  # a notebook's has not, and waits for nothing
-        sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
 
 
 def is_left_alone(run: Run) -> bool:
@@ -142,11 +144,12 @@ def is_same(run: Run) -> bool:
 
 def train(run: Run):
     arguments = run.training
-    checkpoint = find_checkpoint(arguments, run.settings(None))
+    asked = {**run.settings(None), PROCESSES: arguments.world_size * max(1, arguments.n_gpu)}
+    checkpoint = find_checkpoint(arguments, asked)
     check_settings_of(run)
     if checkpoint is None:
         check_start(run)
-    with arguments.main_process_first(desc="reading the data"):
+    with main_process_first():
         if run.data.task == "language-modeling":
             texts = load_texts(run.data)
         else:
@@ -160,7 +163,7 @@ def train(run: Run):
         )
     tokenizer = load_tokenizer(run, texts)
     parts = choose_texts(run, texts, tokenizer)
-    with arguments.main_process_first(desc="tokenizing"):
+    with main_process_first():
         splits = tokenize(
             parts,
             tokenizer,
@@ -168,6 +171,9 @@ def train(run: Run):
             run.data.preprocessing_num_workers,
             in_pieces=texts.labels is None,
         )
+    step = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and len(splits["train"]) < step:
+        raise InputError(f"dataloader_drop_last leaves nothing of {len(splits['train'])} texts in steps of {step}.")
     digest = digest_of(splits, tokenizer, texts.labels)
     if checkpoint is not None:
         check_data(checkpoint, digest)
@@ -193,12 +199,14 @@ def train(run: Run):
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         unlabeled_dataset=splits.pop("unlabeled", None),
-        settings={**run.settings(None), DATA: digest},
+        settings={**asked, DATA: digest},
         processing_class=tokenizer,
         data_collator=PaddingCollator(tokenizer.pad_token_id, labels_are_ids=texts.labels is None),
         compute_metrics=None if texts.labels is None else metrics_for(texts.labels),
-        callbacks=[*stopping(arguments), *([ClearOutputDir()] if checkpoint is None else [])],
+        callbacks=[ClearOutputDir()] if checkpoint is None else [],
     )
+    if arguments.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(arguments.early_stopping_patience))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if texts.labels is not None:
         settings |= calibrate(trainer, run, texts.labels.problem_type)
@@ -271,6 +279,11 @@ def check_settings_of(run: Run):
         raise InputError("neftune_noise_alpha is for an embedding, which input_encoding 'one_hot' has not.")
     if run.data.task == "text-classification":
         check_evaluation(training)
+    if training.early_stopping_patience is not None:
+        if not training.load_best_model_at_end:
+            raise InputError("early_stopping_patience needs load_best_model_at_end.")
+        if training.eval_strategy == "no":
+            raise InputError("early_stopping_patience needs an eval_strategy, 'epoch' or 'steps', got 'no'.")
     if training.fp16 and training.device.type == "cpu":
         raise InputError("fp16 is for a GPU: on a CPU give bf16, where it multiplies in it, or neither.")
     if training.fsdp or training.deepspeed:
@@ -463,14 +476,6 @@ def calibrate(trainer: RNNSentTrainer, run: Run, problem_type: str) -> dict[str,
     chosen["temperature"] = fit_temperature(logits, labels, problem_type) if temperature is None else temperature
     config.temperature = chosen["temperature"]
     return chosen
-
-
-def stopping(arguments) -> list:
-    if arguments.early_stopping_patience is None:
-        return []
-    if not arguments.load_best_model_at_end:
-        raise InputError("early_stopping_patience needs load_best_model_at_end.")
-    return [EarlyStoppingCallback(arguments.early_stopping_patience)]
 
 
 def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict, train_metrics: dict):

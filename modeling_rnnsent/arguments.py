@@ -20,7 +20,7 @@ from .recurrence_rnnsent import multiplies_in_bfloat16
 # What the tokenizer decides. The rest of the config's own fields are flags.
 _NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
 # Where they are not given, `train.py` finds them out: from the number of n-grams, and on the validation split.
-_FOUND_OUT = {"ngram_buckets", "ngram_weight", "temperature"}
+FOUND_OUT = {"ngram_buckets", "ngram_weight", "temperature"}
 
 
 @dataclass
@@ -142,7 +142,7 @@ _DATA_FIELDS = {
     "max_test_samples",
     # What a finished run's recipe says since its data was so.
     "problem_type",
-    *_FOUND_OUT,
+    *FOUND_OUT,
 }
 # Of what a model starts from, too, a flag's word replaces the recipe's: it is one or the other.
 _STARTS = {"model_name_or_path", "word_vectors"}
@@ -152,6 +152,8 @@ _LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
+    "unlabeled_batch_size": 1,
+    "early_stopping_patience": 1,
     "seed": 0,
 }
 
@@ -233,14 +235,13 @@ class RNNSentTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}.")
         if not 0 < self.adversarial_epsilon < float("inf"):
             raise ValueError(f"adversarial_epsilon must be finite and positive, got {self.adversarial_epsilon}.")
-        if self.unlabeled_batch_size is not None and self.unlabeled_batch_size < 1:
-            raise ValueError(f"unlabeled_batch_size must be at least 1, got {self.unlabeled_batch_size}.")
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.seed >= 2**32:  # numpy's limit
             raise ValueError(f"seed must be below 2**32, got {self.seed}.")
-        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+        self.max_steps = self.max_steps if self.max_steps > 0 else -1  # for `Trainer`, 0 is one step
+        if self.max_steps < 0 and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if self.hub_strategy != "end":
             raise ValueError(f"hub_strategy must be 'end': the finished run is uploaded, got {self.hub_strategy!r}.")
@@ -269,7 +270,7 @@ def _model_argument_fields() -> list[tuple[str, Any, Any]]:
         default = RNNSentConfig.__dataclass_fields__[name].default
         kind = annotation if get_origin(annotation) is Literal else float if isinstance(default, float) else annotation
         text = " ".join(helps[name].replace("%", "%%").split())
-        told = "chosen on the data at hand" if name in _FOUND_OUT else repr(default)
+        told = "chosen on the data at hand" if name in FOUND_OUT else repr(default)
         metadata = {"help": f"{text} Default: {told}."}
         if kind is bool:
             metadata |= {"nargs": "?", "const": True}  # `--bidirectional` alone says yes
@@ -359,7 +360,7 @@ _ALWAYS_SAID = {
     "train_sampling_strategy",
 }
 # Where a run writes and what it shows is not part of what it computes; a token is nobody's business.
-_RUN_ONLY = {
+RUN_ONLY = {
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -381,7 +382,7 @@ _DERIVED = {"metric_for_best_model"}
 
 def _training_settings(training: TrainingArguments, default: TrainingArguments, given: set[str]) -> dict[str, Any]:
     found = {}
-    for name in (item.name for item in fields(training) if item.init and item.name not in _RUN_ONLY):
+    for name in (item.name for item in fields(training) if item.init and item.name not in RUN_ONLY):
         value = _plain(getattr(training, name))
         said = name in _ALWAYS_SAID or name in given
         if said or (name not in _DERIVED and value != _plain(getattr(default, name))):

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .arguments import RNNSentTrainingArguments
 from .errors import InputError
+from .locking import exclusive
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +28,7 @@ TRAIN_RESULTS, RECIPE = "train_results.json", "recipe.yaml"
 UNFINISHED = ".unfinished"
 SETTINGS = "run_settings.json"
 DATA = "data"  # the setting that stands for what the data holds, a digest
+PROCESSES = "num_processes"  # and the one for how many share a step's texts
 _DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
 # What a run that is taken up may have otherwise: how long it goes on, what it shows and keeps, how fast it is. What its
 # data holds is known when that is read, and `check_data` is asked then.
@@ -49,21 +50,15 @@ def locked(folder: str) -> Iterator[None]:
         raise InputError(f"the output directory {folder!r} is a file: name another.")
     is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / _LOCK)
+    refusal = f"another run is writing into the output directory {folder!r}: wait for its end, or name another."
     try:
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise InputError(
-                f"another run is writing into the output directory {folder!r}: wait for its end, or name another."
-            ) from None
-        shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a run that was killed while it wrote
-        yield
+        with exclusive(path / _LOCK, refusal):
+            shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a run that was killed while it wrote
+            try:
+                yield
+            finally:
+                shutil.rmtree(path / UNFINISHED, ignore_errors=True)
     finally:
-        if lock.is_locked:
-            shutil.rmtree(path / UNFINISHED, ignore_errors=True)
-            (path / _LOCK).unlink(missing_ok=True)
-            lock.release()
         if is_new and not any(path.iterdir()):  # a run that came to nothing leaves nothing
             path.rmdir()
 
@@ -188,13 +183,16 @@ def remove_checkpoint(checkpoint: Path):
     shutil.rmtree(removed, ignore_errors=True)
 
 
-def remove_checkpoints(folder: Path, number: int | None, best: str | None):
-    """Removes the oldest checkpoints beyond `number` (None: keeps all), but never the last and the best one."""
+def remove_checkpoints(last: Path, number: int | None, best: str | None):
+    """
+    Removes checkpoints beyond `number` (None: keeps all), but never the `last` one, just written, and the best one.
+    First go those of later steps, which the run did not go on from, then the oldest.
+    """
     if not number or number < 1:
         return
-    checkpoints = list_checkpoints(folder)
-    kept = {checkpoints[-1].name, Path(best).name if best else ""} if checkpoints else set()
-    spare = [path for path in checkpoints if path.name not in kept]
+    checkpoints = list_checkpoints(last.parent)
+    spare = [path for path in checkpoints if path.name not in (last.name, Path(best or "").name)]
+    spare.sort(key=lambda path: checkpoints.index(path) < checkpoints.index(last))
     for path in spare[: len(checkpoints) - max(number, len(checkpoints) - len(spare))]:
         remove_checkpoint(path)
 

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None):
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         command.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     arguments.flags = flags  # of train.py
+    if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # as texts are read
     with one_line_errors():
         arguments.run(arguments)
 
@@ -55,7 +58,8 @@ def _version() -> str:
 def _take_words_after_options(arguments: argparse.Namespace, rest: list[str]):
     """`predict MODEL --json TEXT`: argparse takes a list of words in one piece, and leaves those after an option."""
     words = next((getattr(arguments, name) for name in ("texts", "models", "runs") if hasattr(arguments, name)), None)
-    if words is not None and not any(word.startswith("-") for word in rest):
+    # As argparse itself does: what begins with a dash and has a space in it is a text.
+    if words is not None and not any(word.startswith("-") and " " not in word for word in rest):
         words += rest
         rest.clear()
 
@@ -288,9 +292,14 @@ def print_predictions(
             if as_json:
                 print(json.dumps({**answer, "text": text}, ensure_ascii=False))
             else:
-                form = ".6g" if kind == "regression" else ".4f"
-                print(*(f"{label}\t{score:{form}}" for label, score in shown.items()), text, sep="\t")
+                print(_in_one_line(shown, text, kind == "regression"))
         sys.stdout.flush()
+
+
+def _in_one_line(scores: dict[str, float], text: str, are_values: bool) -> str:
+    """Labels, their scores and the text, separated by tabs, which the text keeps as little as line breaks."""
+    form = ".6g" if are_values else ".4f"
+    return "\t".join((*(f"{label}\t{score:{form}}" for label, score in scores.items()), re.sub(r"\s", " ", text)))
 
 
 def explain(arguments: argparse.Namespace):
@@ -307,7 +316,8 @@ def explain(arguments: argparse.Namespace):
             if arguments.json:
                 print(as_json(explanation))
             else:
-                print(in_colours(explanation) if colours else f"{explanation.label}\t{explanation.score:.4f}\t{text}")
+                line = _in_one_line({explanation.label: explanation.score}, text, explanation.unit == "value")
+                print(in_colours(explanation) if colours else line)
                 print(in_columns(explanation), end="\n\n")
         sys.stdout.flush()
 
@@ -352,7 +362,7 @@ def _print_rows(rows: list[dict], as_json: bool):
             print(json.dumps(row, ensure_ascii=False))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    forms = {column: ".1f" if column == "minutes" else ".4f" for column in columns}
+    forms = {column: {"minutes": ".1f", "mse": ".4g"}.get(column, ".4f") for column in columns}
     cells = [columns, *([_cell(row.get(column), forms[column]) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for line in cells:

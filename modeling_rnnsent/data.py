@@ -56,12 +56,12 @@ class Labels:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "Labels":
-        """The labels of a trained model: integers elsewhere are their ids, unless the names are numbers themselves."""
+        """The labels of a trained model: integers elsewhere are their ids, unless a name is a number itself."""
         if config.problem_type == "regression":
             return cls(config.problem_type)
         names = [config.id2label[index] for index in range(config.num_labels)]
-        are_numbers = all(map(is_number, names))
-        return cls(config.problem_type or "single_label_classification", names, have_ids=not are_numbers)
+        has_numbers = any(map(is_number, names))
+        return cls(config.problem_type or "single_label_classification", names, have_ids=not has_numbers)
 
 
 @dataclass
@@ -240,7 +240,7 @@ def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
 
 def stream_texts(source: str, text_column_name: str = "text", split: str | None = None) -> Iterator[str]:
     """
-    The texts of a file or data set of any size, read as they are asked for.
+    The texts of a file or data set of any size, read as they are asked for. What is missing (null) has no words.
 
     Args:
         source (`str`): A .txt (one text a line), .csv, .tsv, .json, .jsonl or .parquet file, or a data set: a name on
@@ -249,7 +249,7 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
         split (`str`, *optional*): Split of a data set. None: `"test"`.
 
     Raises:
-        InputError: where the source or column is missing; while reading, where a row has no text or is not readable.
+        InputError: where the source or column is missing; while reading, where a row holds no text or is not readable.
     """
     if Path(source).is_file():
         if split is not None:
@@ -269,19 +269,15 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
 
 def _stream_column(dataset: IterableDataset, column: str, source: str) -> Iterator[str]:
     row = 0
-    has_no_null = source.lower().endswith((".csv", ".tsv"))  # so an empty field is a text without words
     try:
         for batch in dataset.iter(batch_size=1000):
             if column not in batch:
                 raise InputError(f"{source!r} has no column {column!r} (text_column_name), only {sorted(batch)}.")
             for text in batch[column]:
                 row += 1
-                if text is None and has_no_null:
-                    text = ""
-                if not isinstance(text, str):
-                    held = "is empty (null)" if text is None else f"holds {text!r:.100}, which is no text"
-                    raise InputError(f"{source!r}, row {row}: {column!r} {held}.")
-                yield text
+                if text is not None and not isinstance(text, str):
+                    raise InputError(f"{source!r}, row {row}: {column!r} holds {text!r:.100}, which is no text.")
+                yield text or ""  # what is missing has no words: hours of answers are not to end in it
     except InputError:
         raise
     except UnicodeDecodeError as error:

@@ -33,7 +33,8 @@ class Explanation:
         label (`str`): The label explained: the answer, or the one asked for.
         score (`float`): Its probability (regression: the value).
         unit (`str`): Of `score`, `changes` and `reading`: `"probability"`, or `"value"` for regression.
-        spans (`list[tuple[int, int]]`): Where each of the `n` words stands in the text.
+        spans (`list[tuple[int, int]]`): Where each of the `n` words stands in the text, one after the other. Of a token
+            that is not in it ([CLS]), or is the second of one character, nothing.
         contributions (`np.ndarray` of shape `(n,)`, *optional*): Of every word to the label's score before softmax.
         changes (`np.ndarray` of shape `(n,)`, *optional*): What `score` loses when the word is left out.
         reading (`np.ndarray` of shape `(n,)`, *optional*): The label's probability after every word.
@@ -114,7 +115,7 @@ class Explainer:
             label=self.config.id2label[target],
             score=float(row[target]),
             unit="value" if self.problem_type == "regression" else "probability",
-            spans=[tuple(span) for span in encoding["offset_mapping"]],
+            spans=_one_after_the_other(encoding["offset_mapping"]),
         )
         if contributions:
             explanation.contributions = self._contributions(ids, target)
@@ -221,3 +222,12 @@ class Explainer:
             for back in range(min(size, len(words))):
                 words[: len(words) - back] += share[back:]
         return words
+
+
+def _one_after_the_other(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """A tokenizer's offsets without what an earlier token has."""
+    spans, end = [], 0
+    for start, stop in offsets:
+        spans.append((max(start, end), max(stop, end)))
+        end = spans[-1][1]
+    return spans

@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, IterableDataset, load_dataset, load_dataset_builder
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.csv.csv import Csv
@@ -63,6 +64,8 @@ def read_file(
     separator, options = "\t" if suffix == ".tsv" else ",", {}
     if formats[suffix] == "csv":
         options = _csv_options(path, f"{flag} {path!r}", separator, streaming)
+    elif formats[suffix] == "parquet" and streaming:
+        options = _parquet_options(path, columns)
     elif formats[suffix] == "json" and not streaming and (line := first_undecodable_line(path)):
         raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.")
     dataset = _load(formats[suffix], [str(path)], f"{flag} {path!r}", streaming, options, columns)
@@ -201,6 +204,15 @@ def _with_types(dataset: Dataset, columns: tuple[str, ...], source: str) -> Data
     """What a .csv or .tsv file holds, checked, with its labels as the numbers that they are."""
     _check_texts(dataset, columns[0], source)
     return _with_numbers(dataset, columns[1]) if len(columns) > 1 else dataset
+
+
+def _parquet_options(path: str, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Some rows at a time where `datasets` takes a group, which may be all of them, and no more columns than needed."""
+    try:
+        held = pyarrow.parquet.read_schema(path).names
+    except pyarrow.ArrowException:  # whoever reads it will say what it is
+        held = []
+    return {"batch_size": 1000, "columns": list(columns) if set(columns) <= set(held) else None}
 
 
 def _csv_options(path: str, source: str, separator: str, streaming: bool) -> dict[str, Any]:

@@ -165,6 +165,27 @@ def process_group() -> Iterator[None]:
             distributed.destroy_process_group()
 
 
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """
+    A part of the work that each machine's main process does before its others, which find it done (in a cache) then and
+    wait as long as it takes: `TrainingArguments.main_process_first` waits for half an hour on a CPU.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        yield
+        return
+    group = distributed.new_group(timeout=_PATIENCE, backend="gloo")
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not is_first:
+        distributed.barrier(group)
+    try:
+        yield
+    finally:
+        if is_first:
+            distributed.barrier(group)
+        distributed.destroy_process_group(group)
+
+
 def from_main_process(compute: Callable[[], T]) -> T:
     """
     What `compute` returns in the main process, which alone runs it, for every process. It must be picklable. An error

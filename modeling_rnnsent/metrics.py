@@ -22,8 +22,8 @@ class SingleLabelMetrics(evaluate.Metric):
     calibration error.
 
     Predictions are rows of class probabilities, references class ids. For two classes the last three speak of class 1;
-    for more they are means over classes (ROC AUC: one class against the rest), and ROC AUC is left out where a class
-    has no example.
+    for more they are means over the classes that are right or given as an answer (ROC AUC: over all, one class against
+    the rest, and left out where one has no example).
     """
 
     def _info(self):
@@ -39,7 +39,7 @@ class SingleLabelMetrics(evaluate.Metric):
         average = "binary" if len(classes) == 2 else "macro"
         return {
             "accuracy": float(metrics.accuracy_score(truth, guesses)),
-            **_precision_recall_f1(truth, guesses, average, labels=None if average == "binary" else classes),
+            **_precision_recall_f1(truth, guesses, average),
             **_roc_auc(truth, scores, classes),
             "calibration_error": calibration_error(scores.max(axis=1), guesses == truth),
         }

@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from .bulk import WINDOW_SIZE, BulkClassifier, in_windows
 from .data import stream_texts
 from .errors import InputError
+from .locking import exclusive
 from .scoring import load_scorer, rounded
 
 OUTPUT_FORMATS = (".jsonl", ".csv")
@@ -66,7 +66,8 @@ def predict_to_file(
         InputError: where the model, the input, the column or the output cannot be used, or another run is writing it.
     """
     # Without `cpu`, accelerate takes several processes of a machine without GPUs for as many single ones.
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # By itself torch would have processes wait half an hour at most for the slowest one, and for the merging.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     path = Path(output)
     if path.suffix.lower() not in OUTPUT_FORMATS:
         raise InputError(f"--output {output!r}: the name must end in {' or '.join(OUTPUT_FORMATS)}.")
@@ -83,7 +84,8 @@ def predict_to_file(
     settings = _describe(model, input, path, split, text_column_name)
     settings["bf16"] = bf16
     settings["commit"] = getattr(scorer.config, "_commit_hash", None)  # of a model on the Hub
-    with _locked(path, state.process_index):
+    lock = path.with_name(f"{path.name}.lock-{state.process_index}")
+    with exclusive(lock, f"another run is writing --output {output!r}: wait for its end."):
         with state.main_process_first():
             part.open(settings, overwrite)
         try:
@@ -96,21 +98,6 @@ def predict_to_file(
             number = _merge(path, state.num_processes, scorer.config)
         state.wait_for_everyone()
     return number
-
-
-@contextmanager
-def _locked(output: Path, index: int) -> Iterator[None]:
-    """Keeps the files beside `output` to this run; the lock goes when the process ends, however it ends."""
-    lock = filelock.FileLock(output.with_name(f"{output.name}.lock-{index}"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(f"another run is writing --output {str(output)!r}: wait for its end.") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _run(classify: BulkClassifier, texts: Iterable[str], part: "_Part", state: PartialState):
@@ -189,7 +176,8 @@ class _Part:
                     )
                 kept += len(first)
             os.truncate(self.path, kept)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        # Every system's lines end alike: `kept` was counted so.
+        self.file = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by `close`)
         if kept == 0:
             self.file.write(header + "\n")
             self.file.flush()

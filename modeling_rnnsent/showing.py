@@ -17,7 +17,7 @@ def strengths(explanation: Explanation) -> list[float]:
 
 def in_colours(explanation: Explanation) -> str:
     """The text for a terminal: red behind words that speak for the label, violet behind those against it."""
-    score = format(explanation.score, ".1%" if explanation.unit == "probability" else ".4f")
+    score = format(explanation.score, ".1%" if explanation.unit == "probability" else ".6g")
     parts, end = [f"{explanation.label} {score}  "], 0
     for (start, stop), strength in zip(explanation.spans, strengths(explanation)):
         word = explanation.text[start:stop]
@@ -33,11 +33,13 @@ def in_columns(explanation: Explanation) -> str:
     """A line a word: its contribution and, where they were computed, the other measures, with their units."""
     if not explanation.spans:
         return "(no words)"
-    contributed = "value" if explanation.unit == "value" else "log-odds"
+    contributed, places, more_places = "log-odds", ".3f", ".4f"
+    if explanation.unit == "value":  # of any size
+        contributed, places, more_places = "value", ".4g", ".4g"
     columns = {
-        f"contribution ({contributed})": (explanation.contributions, "+.3f"),
-        f"left out ({explanation.unit})": (explanation.changes, "+.4f"),
-        f"read so far ({explanation.unit})": (explanation.reading, ".4f"),
+        f"contribution ({contributed})": (explanation.contributions, f"+{places}"),
+        f"left out ({explanation.unit})": (explanation.changes, f"+{more_places}"),
+        f"read so far ({explanation.unit})": (explanation.reading, more_places),
     }
     columns = {name: column for name, column in columns.items() if column[0] is not None}
     lines = ["  ".join(columns) + "  word"]
@@ -49,15 +51,19 @@ def in_columns(explanation: Explanation) -> str:
 
 def as_json(explanation: Explanation) -> str:
     """One JSON object: the answer and a list of words with their places and measures."""
+
+    def plain(number: float) -> float:  # as `rnnsent predict` writes it
+        return float(f"{number:.7g}") if explanation.unit == "value" else round(float(number), 6)
+
     measures = {"contribution": explanation.contributions, "change": explanation.changes, "score": explanation.reading}
     words = [
         {
             "word": word,
             "start": start,
             "end": end,
-            **{name: round(float(values[place]), 6) for name, values in measures.items() if values is not None},
+            **{name: plain(values[place]) for name, values in measures.items() if values is not None},
         }
         for place, (word, (start, end)) in enumerate(zip(explanation.words, explanation.spans))
     ]
-    answer = {"text": explanation.text, "label": explanation.label, "score": round(explanation.score, 6)}
+    answer = {"text": explanation.text, "label": explanation.label, "score": plain(explanation.score)}
     return json.dumps({**answer, "words": words}, ensure_ascii=False)

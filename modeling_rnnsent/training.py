@@ -5,8 +5,9 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ LAZY_ELEMENTS = 1 << 22
 # Tokens of a batch, padding included, that are evaluated at once: a text of 20,000 words, which the whole batch would
 # be padded to, took 4.5 GB otherwise.
 EVAL_TOKENS = 1 << 16
+# Schedules that wait for a metric to become better.
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 # Without it, unlabelled batches that are drawn from the training texts would be the labelled ones over again.
 _OTHER_ORDER = 1 << 20
@@ -83,15 +86,14 @@ class _Steering(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # `accelerate` does so too, but for a run of several processes that is taken up within an epoch.
-        if isinstance(self.trainer.train_sampler, EpochSampler):
+        if hasattr(self.trainer.train_sampler, "set_epoch"):
             self.trainer.train_sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args, state, control, **kwargs):
         # After an epoch's last step its evaluation is still to come, which a run taken up would not make up for.
-        if state.epoch != int(state.epoch) and (
-            args.world_size == 1 or state.global_step % self.STEPS_BETWEEN_WORDS == 0
-        ):
-            control.should_save = control.should_save or self.trainer.agree_to_stop()
+        is_last = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
+        if not is_last and (args.world_size == 1 or state.global_step % self.STEPS_BETWEEN_WORDS == 0):
+            self._save_if_told_to_stop(control)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # After such a gradient no weight is a number; with a scaler the step is left out, and is no loss.
@@ -103,7 +105,11 @@ class _Steering(TrainerCallback):
             )
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save = control.should_save or self.trainer.agree_to_stop()
+        self._save_if_told_to_stop(control)
+
+    def _save_if_told_to_stop(self, control):
+        is_told = self.trainer.agree_to_stop()  # first: a checkpoint that is due anyway is no answer
+        control.should_save = control.should_save or is_told
 
 
 class _Stopwatch(TrainerCallback, ExportableState):
@@ -141,7 +147,9 @@ class RNNSentTrainer(Trainer):
 
     _lazy_embedding: lazy_embedding | None = None
     _is_stopping = False
+    _is_predicting = False
     _is_writing_checkpoint = False
+    _last_checkpoint: Path | None = None
     train_sampler: Sampler | None = None
 
     def __init__(
@@ -203,6 +211,9 @@ class RNNSentTrainer(Trainer):
         return next(self._unlabeled)
 
     def _get_num_items_in_batch(self, batch_samples, device):
+        # `Trainer` has processes count together, where one whose batch goes in more parts would wait for the others.
+        if self._is_predicting:
+            return None
         if self.model.config.problem_type == "regression":  # -100 is a value like others
             batch_samples = [{**batch, "labels": torch.zeros_like(batch["labels"])} for batch in batch_samples]
         return super()._get_num_items_in_batch(batch_samples, device)
@@ -232,6 +243,9 @@ class RNNSentTrainer(Trainer):
             return super().create_optimizer(model)
 
     def create_scheduler(self, *args, **kwargs):
+        settings = self.args.lr_scheduler_kwargs or {}
+        if self.args.lr_scheduler_type in _BY_METRIC and self.args.greater_is_better:
+            self.args.lr_scheduler_kwargs = {"mode": "max", **settings}  # torch takes every metric for a loss
         with usable("lr_scheduler_type", self.args.lr_scheduler_type):
             return super().create_scheduler(*args, **kwargs)
 
@@ -266,7 +280,7 @@ class RNNSentTrainer(Trainer):
         Raises:
             Interrupted: after SIGINT or SIGTERM, with the last checkpoint's path.
         """
-        self._is_stopping = False
+        self._is_stopping, self._last_checkpoint = False, None
         try:
             with stop_request.heeded(is_patient=True):
                 return super().train(*args, **kwargs)
@@ -316,9 +330,18 @@ class RNNSentTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As `Trainer.prediction_step`, in parts whose texts are padded to their own longest where a batch is large."""
+        predict = partial(super().prediction_step, model)
+        self._is_predicting = True
+        try:
+            return self._predict_in_parts(predict, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._is_predicting = False
+
+    @staticmethod
+    def _predict_in_parts(predict: Callable, inputs, *settings):
         mask = inputs.get("attention_mask")
         if mask is None or mask.numel() <= EVAL_TOKENS:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return predict(inputs, *settings)
         lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).tolist()
         answers, sizes, start = [], [], 0
         while start < len(lengths):
@@ -327,7 +350,7 @@ class RNNSentTrainer(Trainer):
                 longest, stop = max(longest, lengths[stop]), stop + 1
             part = {name: value[start:stop] for name, value in inputs.items()}
             part |= {name: part[name][:, :longest] for name in ("input_ids", "attention_mask")}
-            answers.append(super().prediction_step(model, part, prediction_loss_only, ignore_keys))
+            answers.append(predict(part, *settings))
             sizes.append(stop - start)
             start = stop
         losses, logits, labels = zip(*answers)
@@ -401,18 +424,22 @@ class RNNSentTrainer(Trainer):
                     self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))  # with the best one's final name
                     (unfinished / SETTINGS).write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
                     finish_checkpoint(unfinished, place)
-                    remove_checkpoints(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+                    remove_checkpoints(place, self.args.save_total_limit, self.state.best_model_checkpoint)
         except BaseException:
             self._is_writing_checkpoint = False
             if self.args.should_save:
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
         self.accelerator.wait_for_everyone()
-        if self._is_stopping:
+        self._last_checkpoint = place
+        self._stop_if_told()
+
+    def _stop_if_told(self):
+        if self._last_checkpoint is not None and self.agree_to_stop():
             how = "the same command with --resume_from_checkpoint last goes on from it"
             if self.args.save_only_model:
                 how = "with --save_only_model it is no checkpoint to go on from"
-            raise Interrupted(f"interrupted: {place} is saved, and {how}", stop_request.signal)
+            raise Interrupted(f"interrupted: {self._last_checkpoint} is saved, and {how}", stop_request.signal)
 
     def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
         progress = super()._init_training_state(
@@ -420,6 +447,10 @@ class RNNSentTrainer(Trainer):
         )
         if resume_from_checkpoint is None:
             return progress
+        self._last_checkpoint = Path(resume_from_checkpoint)
+        best = self._last_checkpoint.parent / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best.is_dir():  # the directory may have another name now, or another one above it
+            self.state.best_model_checkpoint = str(best)
         if held := self.state.stateful_callbacks.get(_Stopwatch.__name__):
             self.stopwatch.earlier = held["attributes"]["earlier"]
         # What this run was given beside the one before it: its own intervals, callbacks that the other had not.
@@ -435,9 +466,11 @@ class RNNSentTrainer(Trainer):
             callback.early_stopping_patience_counter = held["attributes"]["early_stopping_patience_counter"]
             if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
                 return num_train_epochs, 0  # it had been stopped
-        return progress
+        # At its end within an epoch `Trainer` would take one step more before it asks.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else progress
 
     def _finalize_training(self, trial, *args):
+        self._stop_if_told()
         if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint is not None:
             # What `Trainer` is about to do, but whole or absent.
             for checkpoint in list_checkpoints(Path(self._get_output_dir(trial))):

@@ -11,7 +11,7 @@ import yaml
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from .arguments import Run, parse_run
+from .arguments import FOUND_OUT, RUN_ONLY, Run, parse_run
 from .checkpoints import locked
 from .configuration_rnnsent import RNNSentConfig
 from .data import load_labeled_texts, tokenize
@@ -59,7 +59,8 @@ def tune_recipe(
     Each training is with other settings, chosen by what the ones before it gave on the validation split (TPE), and is
     stopped early where it falls behind the others. What was tried is kept in `output/study.db`: started again, the
     search goes on. A recipe's n-grams and word vectors are left out of the search, which compares recurrent layers from
-    a random start, and stand in the recipe written; the test split takes no part.
+    a random start, and stand in the recipe written; the test split takes no part. What a run found out on its
+    validation split, as its recipe says, is left to be found out anew.
 
     Args:
         recipe (`str`): Recipe to start from.
@@ -84,6 +85,9 @@ def tune_recipe(
         raise InputError(f"--minutes and --trials must be positive, got {minutes} and {trials}.")
     folder, flags = Path(output), flags or []
     run = parse_run([recipe, *flags, f"--output_dir={folder / 'trials'}"])
+    run.training.push_to_hub = False
+    for name in FOUND_OUT - names_of(flags):
+        setattr(run.model, name, None)
     if run.data.task != "text-classification" or run.model.model_name_or_path is not None:
         raise InputError("rnnsent tune is for a classifier that starts at random: no language model, no trained one.")
     if run.tokenizer_name is not None or run.training.needs_unlabeled_texts or run.training.teacher_name_or_path:
@@ -196,6 +200,10 @@ class _TrialTrainer(RNNSentTrainer):
 
             raise TrialPruned(str(error)) from error
 
+    def _report_to_hp_search(self, trial, step, metrics):
+        # A step of one training has read as much as several of another: they are compared epoch by epoch.
+        super()._report_to_hp_search(trial, round(self.state.epoch), metrics)
+
 
 def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
     """A trainer that makes a new model for every trial, with all but the `fixed` settings searched for."""
@@ -241,7 +249,7 @@ def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> 
     best, metric = study.best_trial, run.training.metric_for_best_model
     settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
     given = run.settings(None)  # the recipe's with the flags; what only the search had is not in it
-    own = {"output_dir", "save_strategy", "load_best_model_at_end", "eval_strategy", "disable_tqdm"}
+    own = {"save_strategy", "load_best_model_at_end", "eval_strategy", *RUN_ONLY}
     # By a flag, what the recipe says of its data may be gone, and other settings have other values.
     settings = {
         name: value if name in own else given[name] for name, value in settings.items() if name in {*given, *own}

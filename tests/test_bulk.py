@@ -19,6 +19,7 @@ import torch
 from conftest import RNNSENT, ROOT, TIMEOUT, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_data import write
 from transformers import pipeline
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification, encoding
@@ -332,7 +333,7 @@ def test_results_are_taken_up_unless_something_has_changed(corpus, tmp_path, cha
 
 def test_file_errors_are_one_line(corpus, tmp_path):
     folder, _ = corpus
-    (tmp_path / "holes.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    (tmp_path / "holes.jsonl").write_text('{"text": ["a"]}\n{"text": ["b"]}\n')
     output = tmp_path / "out.csv"
 
     def fails(*flags):
@@ -346,7 +347,9 @@ def test_file_errors_are_one_line(corpus, tmp_path):
     assert "the name must end in .jsonl or .csv" in fails(*given, tmp_path / "out.txt")
     assert "there is no directory" in fails(*given, tmp_path / "none" / "out.csv")
     assert "there is no such file" in fails("--input", tmp_path / "none.csv", "--output", output)
-    assert "row 2: 'text' is empty (null)" in fails("--input", tmp_path / "holes.jsonl", "--output", output)
+    assert "row 1: 'text' holds ['a'], which is no text" in fails(
+        "--input", tmp_path / "holes.jsonl", "--output", output
+    )
     assert "--input goes with --output" in fails("--input", folder / "texts.csv")
     assert "--output goes with --input" in fails("a text", "--output", output)
     assert "--split goes with --input" in fails("a text", "--split", "train")
@@ -356,10 +359,13 @@ def test_file_errors_are_one_line(corpus, tmp_path):
     assert (tmp_path / "texts.jsonl").read_text() == '{"text": "a"}\n'
 
 
-def test_an_empty_cell_is_a_text_without_words(corpus, tmp_path):
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_missing_text_is_one_without_words(suffix, corpus, tmp_path):
     folder, _ = corpus
-    (tmp_path / "texts.csv").write_text('id,text\n1,a good film\n2,\n3,"very dull"\n')
-    command = ("predict", folder / "model", "--input", tmp_path / "texts.csv", "--output", tmp_path / "labels.jsonl")
+    path, frame = tmp_path / f"texts{suffix}", pandas.DataFrame({"id": [1, 2, 3]})
+    frame["text"] = ["a good film", None, "very dull"]
+    write(frame, path)
+    command = ("predict", folder / "model", "--input", path, "--output", tmp_path / "labels.jsonl")
     assert "3 texts classified" in rnnsent(*command).stdout
     expected = expected_scores(folder / "model", ["a good film", "", "very dull"])
     check_rows(tmp_path / "labels.jsonl", expected)
@@ -368,7 +374,7 @@ def test_an_empty_cell_is_a_text_without_words(corpus, tmp_path):
 def test_a_failed_run_without_results_does_not_bar_the_next(corpus, tmp_path):
     folder, _ = corpus
     path, output = tmp_path / "texts.jsonl", tmp_path / "labels.jsonl"
-    path.write_text('{"text": "a"}\n{"text": null}\n')
+    path.write_text('{"text": "a"}\n' * 2000 + '{"text": ["a"]}\n')
     command = ("predict", folder / "model", "--input", path, "--output", output)
     assert rnnsent(*command).returncode == 1
     path.write_text('{"text": "a"}\n{"text": "a good film"}\n')

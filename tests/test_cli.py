@@ -36,12 +36,17 @@ def test_predict_reads_lines_and_prints_json(book_run):
         assert row["score"] == pytest.approx(expected["score"], abs=1e-5)
     lines = run(RNNSENT, "predict", book_run, input="a wonderful film\r\ndull").stdout.splitlines()
     assert [line.split("\t")[2] for line in lines] == ["a wonderful film", "dull"]
+    # A line is a text, whatever stands in it, and in UTF-8, whatever the system's own encoding is.
+    text = "a wonderful\nfilm\t\U0001f600"
+    for command in ("predict", "explain"):
+        first, *_ = run(RNNSENT, command, book_run, text, PYTHONIOENCODING="latin-1").stdout.splitlines()
+        assert first.split("\t")[2:] == ["a wonderful film \U0001f600"]
 
 
 def test_texts_may_stand_before_and_after_options(book_run):
     printed = [
         run(RNNSENT, "predict", book_run, *words).stdout
-        for words in (("--json", "good", "dull"), ("good", "--json", "dull"), ("good", "dull", "--json"))
+        for words in (("--json", "- good", "dull"), ("- good", "--json", "dull"), ("- good", "dull", "--json"))
     ]
     assert printed[0].count("\n") == 2 and len(set(printed)) == 1
     result = run(RNNSENT, "predict", book_run, "good", "--jsn", "dull", check=False)

@@ -74,6 +74,11 @@ def odd(tmp_path_factory, reviews):
 
 def test_two_processes_report_what_one_finds(odd, tmp_path):
     folder, files = odd
+    # A batch in one process that is evaluated in parts, beside one in the other that is not.
+    frame = pandas.read_csv(folder / "validation.csv")
+    frame.loc[0, "text"] = " ".join(["the story was great and touching"] * 1600)
+    frame.to_csv(tmp_path / "validation.csv", index=False)
+    files = [files[0], f"--validation_file={tmp_path / 'validation.csv'}", files[2]]
     flags = ["configuration/default.yaml", *files, *SMALL, "--per_device_eval_batch_size=8", "--num_train_epochs=2"]
     printed = train_in_two(*flags, "--learning_rate=0.01", f"--output_dir={tmp_path / 'run'}")
     # One process says what there is to say, and alone prepares what all read.
@@ -108,6 +113,16 @@ def test_what_one_process_cannot_do_is_an_error_of_both(odd, tmp_path):
         errors = train_in_two(*flags, status=1)
     assert errors.count("error: another run is writing into the output directory") == 2, errors
     assert "Traceback" not in errors, errors
+
+
+def test_another_number_of_processes_does_not_go_on_from_a_checkpoint(odd, tmp_path):
+    """Its steps are of as many texts more or less, and an epoch has another number of them."""
+    flags = [*odd[1], *SMALL, "--max_steps=2", "--save_strategy=steps", "--save_steps=1"]
+    flags += [f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=last"]
+    train(*flags)
+    (tmp_path / "run" / "train_results.json").unlink()  # as if it had been stopped
+    errors = train_in_two(*flags, status=1)
+    assert errors.count("is of a run with num_processes=1, this one has num_processes=2") == 2, errors
 
 
 def read_config(folder):

@@ -77,10 +77,11 @@ def test_table_and_other_columns(models, reviews, tmp_path):
     assert lines[1].startswith(str(models[0])) and len(lines[1].split()) == 7
 
 
-def test_integers_are_ids_unless_the_names_are_numbers():
+def test_integers_are_ids_unless_a_name_is_a_number():
     named = Labels.of(RNNSentConfig(id2label={0: "neg", 1: "pos"}, problem_type="single_label_classification"))
     stars = Labels.of(RNNSentConfig(id2label={0: "1", 1: "2", 2: "5"}, problem_type="single_label_classification"))
-    assert named.have_ids and not stars.have_ids and stars.names == ["1", "2", "5"]
+    more = Labels.of(RNNSentConfig(id2label={0: "1", 1: "2", 2: "3+"}, problem_type="single_label_classification"))
+    assert named.have_ids and not stars.have_ids and not more.have_ids and stars.names == ["1", "2", "5"]
 
 
 def test_what_cannot_be_used_is_said(models, reviews, tmp_path):

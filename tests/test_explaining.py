@@ -1,13 +1,18 @@
 """Explanations against what they must add up to, and against the model on the changed texts themselves."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from test_bulk import TOKENIZER, make_model
-from transformers import TextClassificationPipeline
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, TextClassificationPipeline
 
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.explaining import Explainer
+from modeling_rnnsent.reports import show_mistakes
 from modeling_rnnsent.showing import in_colours, in_columns
 
 TEXT = "A great film<br />and NOT a dull plot :-) é unseen"
@@ -105,13 +110,32 @@ def test_label_to_explain_and_a_text_of_no_words(explainer):
     assert empty.words == [] and len(empty.contributions) == len(empty.changes) == len(empty.reading) == 0
 
 
+def test_tokens_that_are_not_in_the_text_or_share_a_character_show_nothing_twice(tmp_path):
+    """BERT's marks at a text's ends, and bytes of one character."""
+    marked = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "good": 3, "film": 4}, "[UNK]"))
+    marked.pre_tokenizer = pre_tokenizers.Whitespace()
+    marked.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    in_bytes = Tokenizer(models.BPE({letter: place for place, letter in enumerate(letters)}, []))
+    in_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for backend, text in ((marked, "good film"), (in_bytes, "a \U0001f600!")):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+        config = RNNSentConfig(vocab_size=len(tokenizer), embedding_size=4, hidden_size=4)
+        explainer = Explainer(RNNSentForSequenceClassification(config), tokenizer)
+        explanation = explainer(text)
+        assert "".join(word for word in explanation.words).replace(" ", "") == text.replace(" ", "")
+        assert re.sub(r"\033\[[0-9;]*m", "", in_colours(explanation)).split("  ", 1)[1] == text
+        (shown,) = [line for line in show_mistakes(explainer, [text], ["LABEL_0"]) if line.startswith(">")]
+        assert re.sub("<[^>]*>", "", shown) == f"> {text}"
+
+
 def test_columns_and_colours_state_their_units(explainer):
     explanation = explainer(TEXT, changes=True, reading=True)
     title, first, *_ = in_columns(explanation).splitlines()
     unit, contributed = "probability", "log-odds"
     if explainer.problem_type == "regression":
         unit, contributed = "value", "value"
-        assert f"stars {explanation.score:.4f}  " in in_colours(explanation)
+        assert f"stars {explanation.score:.6g}  " in in_colours(explanation)
     else:
         assert f"{explanation.label} {explanation.score:.1%}  " in in_colours(explanation)
     assert title == f"contribution ({contributed})  left out ({unit})  read so far ({unit})  word"

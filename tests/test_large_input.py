@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import ROOT, SMALL
 
@@ -47,6 +49,20 @@ def most_memory(*command, folder) -> float:
         log.seek(0)
         assert process.returncode == 0, log.read()
     return most
+
+
+def test_a_parquet_file_of_one_group_of_rows_is_read_in_pieces(book_run, tmp_path):
+    """As pandas writes it: up to a million rows in a group, with columns that are not asked for."""
+    texts = [" ".join(["the story was great and touching"] * 30)] * 2000
+    most = {}
+    for times in (10, 60):
+        table = pyarrow.table({"text": texts * times, "other": [f"{row} {'x' * 2000}" for row in range(2000)] * times})
+        pyarrow.parquet.write_table(table, tmp_path / f"{times}.parquet", row_group_size=1 << 20, use_dictionary=False)
+        command = [sys.executable, "-m", "modeling_rnnsent.cli", "predict", book_run]
+        command += ["--input", tmp_path / f"{times}.parquet", "--output", tmp_path / f"{times}.jsonl"]
+        most[times] = most_memory(*command, folder=tmp_path)
+    print(most)
+    assert most[60] - most[10] < 50  # its columns have 20 and 240 MB
 
 
 @pytest.fixture(scope="module")

@@ -134,23 +134,35 @@ def test_interrupted_before_the_first_step_leaves_nothing_or_that_step(flags, tm
         assert [path.name for path in list_checkpoints(output)] == ["checkpoint-1"]
 
 
-def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2 and not list_checkpoints(tmp_path):
-                signal.raise_signal(signal.SIGINT)
+def make_arguments(folder: Path, **settings) -> RNNSentTrainingArguments:
+    """Two epochs of four steps."""
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, **settings}
+    return RNNSentTrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, **settings)
 
+
+def make_trainer(arguments: RNNSentTrainingArguments, *callbacks) -> RNNSentTrainer:
     rows = Dataset.from_dict({"input_ids": [[2, 3], [4, 5, 6]] * 8, "labels": [0, 1] * 8})
-    arguments = RNNSentTrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=4, num_train_epochs=2, report_to=[], disable_tqdm=True
-    )
     model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=7, embedding_size=4, hidden_size=4))
+    data = {"train_dataset": rows, "eval_dataset": rows, "data_collator": PaddingCollator(0)}
+    return RNNSentTrainer(model, arguments, **data, callbacks=list(callbacks))
 
-    def make_trainer(arguments, callback):
-        data = {"train_dataset": rows, "eval_dataset": rows, "data_collator": PaddingCollator(0)}
-        return RNNSentTrainer(model, arguments, **data, callbacks=[callback])
 
-    trainer = make_trainer(arguments, Stop())
+class Stop(TrainerCallback):
+    """A signal at an event of a step, the first time."""
+
+    def __init__(self, event: str, step: int):
+        self.step, self.is_over = step, False
+        setattr(self, event, self.happen)
+
+    def happen(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not self.is_over:
+            self.is_over = True
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
+    arguments = make_arguments(tmp_path)
+    trainer = make_trainer(arguments, Stop("on_step_begin", 2))
     with pytest.raises(KeyboardInterrupt, match="checkpoint-3 is saved"):
         trainer.train()
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -171,7 +183,43 @@ def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
     assert evaluated == [4, 6, 8] and (tmp_path / "checkpoint-6").exists()
-    assert len(trainer.predict(rows).predictions) == 16  # none is dropped
+    assert len(trainer.predict(trainer.eval_dataset).predictions) == 16  # none is dropped
+
+
+IN_STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_step_end", "on_evaluate", "on_save"])
+def test_interrupted_in_the_last_step_its_evaluation_or_its_save_it_stops_there(event, tmp_path):
+    arguments = make_arguments(tmp_path, **IN_STEPS, eval_steps=2, save_steps=2)
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-8 is saved"):
+        make_trainer(arguments, Stop(event, 8 - (event == "on_step_begin"))).train()
+    trainer = make_trainer(arguments)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == [2, 4, 6, 8]
+
+
+def test_interrupted_where_checkpoints_of_later_steps_lie_it_keeps_the_one_just_written(tmp_path):
+    arguments = make_arguments(tmp_path, **IN_STEPS, eval_steps=2, save_steps=2, learning_rate=1e-12)
+    make_trainer(arguments).train()
+    for step in (6, 8):  # the disk has changed them
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    arguments = replace(arguments, save_total_limit=1)
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-5 is saved"):
+        make_trainer(arguments, Stop("on_step_begin", 4)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    check_checkpoint(str(tmp_path / "checkpoint-5"))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-5"]  # the best one, too
+
+
+def test_a_run_over_within_an_epoch_takes_no_step_more_and_its_directory_may_have_moved(tmp_path):
+    """With a learning rate of nothing the first evaluation is the best."""
+    settings = {**IN_STEPS, "eval_steps": 1, "save_steps": 1, "learning_rate": 1e-12, "max_steps": 3}
+    make_trainer(make_arguments(tmp_path / "run", **settings)).train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    trainer = make_trainer(make_arguments(tmp_path / "moved", **settings))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-3"))
+    assert trainer.state.global_step == 3 and not (tmp_path / "moved" / "checkpoint-4").exists()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-1")
 
 
 def test_checkpoint_of_the_model_alone_is_none_to_go_on_from(flags, tmp_path):

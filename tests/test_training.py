@@ -232,6 +232,18 @@ def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run,
         (["--fsdp=full_shard"], "fsdp and deepspeed are for models larger than a GPU"),
         (["--deepspeed=nothere.json"], ".*deepspeed"),
         (["--task=language-modeling", "--label_smoothing_factor=0.1"], "label_smoothing_factor must be 0 but for"),
+        (
+            ["--early_stopping_patience=2", "--load_best_model_at_end=false"],
+            "early_stopping_patience needs load_best_model_at_end",
+        ),
+        (
+            ["--early_stopping_patience=2", "--load_best_model_at_end", "--eval_strategy=no", "--save_strategy=best"],
+            "early_stopping_patience needs an eval_strategy, 'epoch' or 'steps', got 'no'",
+        ),
+        (
+            ["--dataloader_drop_last=true", "--per_device_train_batch_size=512"],
+            "dataloader_drop_last leaves nothing of 400 texts in steps of 512",
+        ),
         (["--lr_scheduler_type=cosine_with_min_lr"], "lr_scheduler_type 'cosine_with_min_lr' cannot be used: .*min_lr"),
     ],
 )
@@ -408,6 +420,11 @@ class TestRecipesAndFlags:
         assert (parsed.training.learning_rate, parsed.training.seed) == (0.01, 3)
         assert parse_run(["--bidirectional"]).model.bidirectional is True
 
+    def test_no_limit_of_steps_is_said_by_zero_or_less(self, tmp_path):
+        for steps in ("0", "-1"):
+            training = parse_run([self.recipe(tmp_path, max_steps=10), f"--max_steps={steps}"]).training
+            assert training.max_steps == -1
+
     def test_a_flag_that_names_a_start_replaces_the_recipes(self, tmp_path):
         parsed = parse_run([self.recipe(tmp_path, word_vectors="word2vec"), "--model_name_or_path=runs/language"])
         assert (parsed.model.word_vectors, parsed.model.model_name_or_path) == (None, "runs/language")
@@ -444,6 +461,7 @@ class TestRecipesAndFlags:
             (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1, got 0"),
             (["--seed=-1"], "seed must be at least 0, got -1"),
             (["--num_train_epochs", "0"], "num_train_epochs must be above 0, got 0"),
+            (["--early_stopping_patience=0"], "early_stopping_patience must be at least 1, got 0"),
             (["--hidden_size", "many"], "hidden_size.*many"),
             (["--cell_type", "elman"], "cell_type.*elman.*rnn"),
             (["missing.yaml"], "there is no recipe 'missing.yaml'"),
@@ -536,6 +554,29 @@ def test_single_label_metrics_equal_scikit_learns(classes):
     assert found["f1"] == pytest.approx(metrics.f1_score(truth, guesses, average=average))
     expected = metrics.roc_auc_score(truth, scores[:, 1] if classes == 2 else scores, multi_class="ovr")
     assert found["roc_auc"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_classes_that_a_split_lacks_take_nothing_from_the_means():
+    logits, truth = 9 * np.eye(4)[[0, 1, 1]], np.array([0, 1, 1])
+    measure = metrics_for(Labels("single_label_classification", list("abcd")))
+    found = measure(type("Prediction", (), {"predictions": logits, "label_ids": truth}))
+    assert found["precision"] == found["recall"] == found["f1"] == 1 and "roc_auc" not in found
+
+
+def test_a_plateau_is_where_the_metric_becomes_no_better(reviews, tmp_path):
+    """While the accuracy rises the learning rate stays; with a patience of 0 it falls where it does not."""
+    flags = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation")]
+    flags += [*SMALL, "--lr_scheduler_type=reduce_lr_on_plateau", '--lr_scheduler_kwargs={"patience": 0}']
+    flags += ["--metric_for_best_model=accuracy", "--eval_strategy=epoch", "--logging_strategy=epoch"]
+    train(*flags, "--learning_rate=0.005", "--num_train_epochs=6", f"--output_dir={tmp_path / 'run'}")
+    history = read(tmp_path / "run" / "trainer_state.json")["log_history"]
+    found = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
+    rates = [row["learning_rate"] for row in history if "learning_rate" in row]
+    expected, rate = [], 0.005
+    for step, accuracy in enumerate(found):
+        expected.append(rate)  # logged before the evaluation that may change it
+        rate = rate / 10 if step and accuracy <= max(found[:step]) else rate
+    assert max(found) > found[0] and rates == pytest.approx(expected)
 
 
 def test_multi_label_and_regression_metrics_equal_scikit_learns():

@@ -32,7 +32,9 @@ def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp
     files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation", "test")]
     # What the recipe says of its own data is not that of the files.
     start = tmp_path / "start.yaml"
-    start.write_text((ROOT / "configuration" / "default.yaml").read_text() + "text_column_name: review\n")
+    # What a run found out is not for other models, and a search uploads nothing.
+    others = "text_column_name: review\ntemperature: 3.0\nngram_weight: 0.75\npush_to_hub: true\n"
+    start.write_text((ROOT / "configuration" / "default.yaml").read_text() + others)
     command = [RNNSENT, "tune", start, f"--output={output}", "--minutes=5", "--trials=5"]
     command += [*files, "--embedding_size=16", "--num_threads=1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -57,10 +59,15 @@ def test_search_is_taken_up_and_its_recipe_gives_the_best_run_again(reviews, tmp
     recipe = yaml.safe_load((output / "recipe.yaml").read_text())
     assert {name: recipe[name] for name in study.best_params} == study.best_params == best["settings"]
     assert recipe["ngram_order"] == 3 and recipe["train_file"] == str(reviews / "train.csv")
-    assert recipe["text_column_name"] == "text"
+    assert recipe["text_column_name"] == "text" and recipe.pop("push_to_hub") is True
+    assert not recipe.keys() & {"temperature", "ngram_weight"}
+    # Trainings of other batches are compared epoch by epoch.
+    for trial in study.trials:
+        assert set(trial.intermediate_values) <= {1, 2, 3, 4, 5, 6}
     assert "dataset_name" not in recipe and recipe["load_best_model_at_end"] and not (output / "trials").exists()
     # The best run's own evaluation comes again when the recipe is trained.
-    train(output / "recipe.yaml", f"--output_dir={tmp_path / 'run'}", "--num_threads=1", "--ngram_order=0")
+    flags = [f"--output_dir={tmp_path / 'run'}", "--num_threads=1", "--ngram_order=0", "--push_to_hub=false"]
+    train(output / "recipe.yaml", *flags)
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     evaluations = [row["eval_accuracy"] for row in state["log_history"] if "eval_accuracy" in row]
     assert study.best_value == pytest.approx(evaluations[-1])
