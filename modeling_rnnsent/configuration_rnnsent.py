@@ -5,6 +5,7 @@ This file travels with every checkpoint and imports transformers and the Hub lib
 """
 
 import os
+from numbers import Integral
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -169,9 +170,15 @@ class RNNSentConfig(PreTrainedConfig):
 
     @num_labels.setter
     def num_labels(self, value: int):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:  # numpy's are integers, too
             raise ValueError(f"`num_labels` must be an integer of at least 1, got {value!r}.")
-        PreTrainedConfig.num_labels.fset(self, value)
+        PreTrainedConfig.num_labels.fset(self, int(value))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "RNNSentConfig":
+        """As `PreTrainedConfig.from_dict`, which sets `num_labels` before the fields that are to go with it."""
+        given = {name: value for name, value in kwargs.items() if name in cls.__dataclass_fields__ and name != "dtype"}
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
     @property
     def output_size(self) -> int:

@@ -256,6 +256,8 @@ class RNNSentPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+        else:  # a layer of somebody's own model that is made of these
+            super()._init_weights(module)
 
     @staticmethod
     def _check_state(state: tuple[Tensor, ...] | None, shapes: list[tuple[int, ...]]):
@@ -477,7 +479,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
 
     With `config.ngram_order` there is a linear model of n-grams beside it ([`RNNSentNgrams`]). In training the logits
     are the recurrent ones alone, in evaluation the weighted mean of both: what the n-grams say already would leave the
-    recurrent layers nothing to learn.
+    recurrent layers nothing to learn. Training leaves the n-grams and the `temperature` as they are: for other labels
+    than those that they were fitted to, load with `ngram_order=0, temperature=1.0`.
 
     Args:
         config ([`RNNSentConfig`]): Configuration; `num_labels` and `problem_type` shape the head and the loss.
@@ -488,6 +491,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
 
     def __init__(self, config: RNNSentConfig):
         super().__init__(config)
+        self.loss_type = "ForSequenceClassification"  # the library takes it from a class's name, and not of every one
         self.num_labels = config.num_labels
         if config.problem_type is None and config.num_labels == 1:  # as the library's loss takes it
             config.problem_type = "regression"
@@ -555,6 +559,11 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         loss = None
         if labels is not None:
             self._check_labels(labels, logits)
+            if self.training and self.ngrams is not None and self.config.ngram_weight > 0:
+                logger.warning_once(
+                    f"The n-grams, {self.config.ngram_weight:g} of this model's answer in evaluation, stay as they are "
+                    "in training: for other labels than theirs, load it with `ngram_order=0, temperature=1.0`."
+                )
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
             if (
                 kwargs.get("num_items_in_batch") is not None
@@ -586,6 +595,7 @@ class RNNSentForTokenClassification(RNNSentPreTrainedModel):
 
     def __init__(self, config: RNNSentConfig):
         super().__init__(config)
+        self.loss_type = "ForTokenClassification"
         self.num_labels = config.num_labels
         self.rnnsent = RNNSentModel(config, add_pooling_layer=False)
         self.classifier = RNNSentClassificationHead(config, config.output_size)
@@ -643,6 +653,12 @@ def _pairs(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
     return is_token[:, :-1] & is_token[:, 1:]
 
 
+class _GenerationState(tuple):
+    """A state with what `generate` asks of a cache on Apple's GPUs: whether steps can be taken back."""
+
+    is_croppable = False
+
+
 class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
     """
     The next token after every token (many-to-many) and, with `generate`, text from a start (one-to-many).
@@ -666,6 +682,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RNNSentConfig):
         super().__init__(config)
+        self.loss_type = "ForCausalLM"
         if config.bidirectional and (config.num_hidden_layers > 1 or config.merge_mode != "concat"):
             raise ValueError(
                 'RNNSentForCausalLM with `bidirectional=True` needs `num_hidden_layers=1` and `merge_mode="concat"`, '
@@ -805,6 +822,12 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         if state is not None:
             inputs["state"] = tuple(part.repeat_interleave(expand_size, dim=1) for part in state)
         return input_ids, inputs
+
+    def _prefill(self, *args, **kwargs):
+        outputs = super()._prefill(*args, **kwargs)
+        if outputs.state is not None:
+            outputs.state = _GenerationState(outputs.state)
+        return outputs
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -2,10 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from transformers.generation.utils import DeferredStopCheck
 from transformers.utils import logging
 
 from modeling_rnnsent import (
@@ -14,6 +16,7 @@ from modeling_rnnsent import (
     RNNSentForSequenceClassification,
     RNNSentForTokenClassification,
     RNNSentModel,
+    RNNSentPreTrainedModel,
 )
 from modeling_rnnsent.dropout_rnnsent import drop_out
 
@@ -238,6 +241,18 @@ def test_generate_carries_the_state(settings):
     generated = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None)
     torch.testing.assert_close(generated, expected)
     assert seen == [3, 1, 1, 1, 1, 1]
+
+
+def test_generate_answers_what_is_asked_of_a_cache_on_apples_gpus(monkeypatch):
+    answers, is_supported = [], DeferredStopCheck.is_supported
+
+    def ask(device, *given, **named):
+        answers.append(is_supported(torch.device("mps"), *given, **named))
+        return False  # here it is another device
+
+    monkeypatch.setattr(DeferredStopCheck, "is_supported", ask)
+    make(RNNSentForCausalLM).generate(torch.tensor([[3, 4]]), max_new_tokens=3)
+    assert answers == [True]
 
 
 def test_generate_in_a_left_padded_batch_and_with_beams():
@@ -543,6 +558,56 @@ def test_compiled_model_equals_the_eager_one(cell):
     for lengths, side in (([6, 3], "right"), ([4, 4, 4], "right"), ([5, 2], "left")):
         batch = make_batch(lengths, side)
         torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+
+
+def test_a_head_of_one_unit_gives_way_to_one_of_more_labels(tmp_path):
+    model = make(RNNSentForSequenceClassification, classifier_head="sigmoid")
+    model.save_pretrained(tmp_path)
+    other = {"num_labels": np.int64(5), "classifier_head": "softmax", "problem_type": None}
+    loaded = RNNSentForSequenceClassification.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **other)
+    assert loaded(torch.tensor([[3]])).logits.shape == (1, 5) and loaded.config.num_labels == 5
+    torch.testing.assert_close(loaded.rnnsent.state_dict(), model.rnnsent.state_dict())
+
+
+def test_models_of_ones_own_with_these_inside_load_and_have_their_losses(tmp_path):
+    class Reviews(RNNSentForSequenceClassification):
+        pass
+
+    class Tags(RNNSentForTokenClassification):
+        pass
+
+    class Both(RNNSentPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.rnnsent = RNNSentModel(config)
+            self.norm = torch.nn.LayerNorm(config.output_size)
+            self.post_init()
+
+    ids = torch.tensor([[3, 4], [5, 6]])
+    for own, model_class, labels in (
+        (Reviews, RNNSentForSequenceClassification, torch.tensor([0, 1])),
+        (Tags, RNNSentForTokenClassification, torch.tensor([[0, 1], [1, -100]])),
+    ):
+        model = make(model_class)
+        model.save_pretrained(tmp_path)
+        loaded = own.from_pretrained(tmp_path)
+        torch.testing.assert_close(loaded(ids, labels=labels).loss, model(ids, labels=labels).loss)
+    norm = Both.from_pretrained(tmp_path).norm
+    assert (norm.weight == 1).all() and (norm.bias == 0).all()
+
+
+def test_what_training_leaves_as_it_is_is_said(caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    logging.warning_once.cache_clear()
+    ids, labels = torch.tensor([[3, 4]]), torch.tensor([1])
+    for settings, is_said in (
+        ({}, False),
+        ({"ngram_order": 2, "ngram_weight": 0.0}, False),
+        ({"ngram_order": 2}, True),
+    ):
+        caplog.clear()
+        make(RNNSentForSequenceClassification, **settings).train()(ids, labels=labels)
+        assert ("load it with `ngram_order=0, temperature=1.0`" in caplog.text) == is_said
 
 
 def test_mismatched_head_loads(tmp_path):
