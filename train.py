@@ -69,7 +69,7 @@ from modeling_rnnsent.reports import (
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
-from modeling_rnnsent.training import NO_SHARDING, RNNSentTrainer, check_evaluation, choose_metric, usable
+from modeling_rnnsent.training import NO_SHARDING, RNNSentTrainer, check_evaluation, check_step, choose_metric, usable
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 100
@@ -171,9 +171,7 @@ def train(run: Run):
             run.data.preprocessing_num_workers,
             in_pieces=texts.labels is None,
         )
-    step = arguments.train_batch_size * arguments.world_size
-    if arguments.dataloader_drop_last and len(splits["train"]) < step:
-        raise InputError(f"dataloader_drop_last leaves nothing of {len(splits['train'])} texts in steps of {step}.")
+    check_step(arguments, len(splits["train"]))
     digest = digest_of(splits, tokenizer, texts.labels)
     if checkpoint is not None:
         check_data(checkpoint, digest)

@@ -362,19 +362,21 @@ def _print_rows(rows: list[dict], as_json: bool):
             print(json.dumps(row, ensure_ascii=False))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    forms = {column: {"minutes": ".1f", "mse": ".4g"}.get(column, ".4f") for column in columns}
-    cells = [columns, *([_cell(row.get(column), forms[column]) for column in columns] for row in rows)]
+    forms = {"minutes": ".1f"}
+    cells = [columns, *([_cell(row.get(column), forms.get(column, "")) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for line in cells:
         aligned = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
         print(line[0].ljust(widths[0]), *aligned, sep="  ")
 
 
-def _cell(value, form: str) -> str:
+def _cell(value, form: str = "") -> str:
+    from .showing import figures
+
     if value is None:
         return ""
     if isinstance(value, float):
-        return format(value, form)
+        return format(value, form) if form else figures(value)
     return f"{value:,}" if type(value) is int else str(value)
 
 
@@ -395,6 +397,7 @@ def export(arguments: argparse.Namespace):
 
 def tune(arguments: argparse.Namespace):
     """Searches for better settings of a recipe."""
+    from .showing import figures
     from .tuning import tune_recipe
 
     best = tune_recipe(arguments.recipe, arguments.output, arguments.minutes, arguments.trials, arguments.flags)
@@ -402,7 +405,8 @@ def tune(arguments: argparse.Namespace):
         print(json.dumps(best))
         return
     without = " (of the recurrent layers; the n-grams join when the recipe is trained)" if best["ngrams"] else ""
-    print(f"{best['trainings']} trainings, the best with {best['metric']} {best['value']:.4f} on validation{without}:")
+    value = f"{best['metric']} {figures(best['value'])}"
+    print(f"{best['trainings']} trainings, the best with {value} on validation{without}:")
     for name, value in best["settings"].items():
         print(f"  {name}: {value:.6g}" if isinstance(value, float) else f"  {name}: {value}")
     print(f"To train it: accelerate launch train.py {shlex.quote(str(best['recipe']))}")

@@ -9,6 +9,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from .errors import InputError
+from .showing import figures
 
 _METRICS = ("accuracy", "f1", "roc_auc", "mse", "pearson", "perplexity", "calibration_error", "loss")
 
@@ -74,7 +75,8 @@ def draw_comparison(rows: list[dict[str, Any]], path: str):
         if metric == "accuracy":
             margin = 1.96 * math.sqrt(value * (1 - value) / max(1, row["texts"]))
         axes.errorbar(value, -place, xerr=margin, fmt="o", capsize=3)
-        axes.annotate(f"{value:.4f}, {row['minutes']:.1f} min", (value, -place), (0, 7), textcoords="offset points")
+        told = f"{figures(value)}, {row['minutes']:.1f} min"
+        axes.annotate(told, (value, -place), (0, 7), textcoords="offset points")
     splits = " or ".join(dict.fromkeys(row["split"] for row in rows))
     axes.set(
         yticks=[-place for place in range(len(rows))],

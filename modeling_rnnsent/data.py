@@ -389,7 +389,7 @@ def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
             f"each of the {len(train)} texts of the training data has a label of its own: is label_column_name the "
             "column of the labels?"
         )
-    return Labels(problem_type, names, isinstance(kind, ClassLabel) and not all(map(is_number, names)))
+    return Labels(problem_type, names, isinstance(kind, ClassLabel) and not any(map(is_number, names)))
 
 
 def _check_lists(column: Any, split: str):

@@ -23,6 +23,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, load_datas
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .errors import InputError
 
@@ -64,8 +65,6 @@ def read_file(
     separator, options = "\t" if suffix == ".tsv" else ",", {}
     if formats[suffix] == "csv":
         options = _csv_options(path, f"{flag} {path!r}", separator, streaming)
-    elif formats[suffix] == "parquet" and streaming:
-        options = _parquet_options(path, columns)
     elif formats[suffix] == "json" and not streaming and (line := first_undecodable_line(path)):
         raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.")
     dataset = _load(formats[suffix], [str(path)], f"{flag} {path!r}", streaming, options, columns)
@@ -99,6 +98,8 @@ def read_dataset(
     files = {str(key): paths for key, paths in (builder.config.data_files or {}).items()} if builder else {}
     is_plain = all(path.lower().endswith((".csv", ".tsv")) for paths in files.values() for path in paths)
     if not (isinstance(builder, Csv) and is_plain) or builder.info.features or builder.config.features:
+        if streaming and isinstance(builder, Parquet) and split in files:
+            return _load("parquet", files[split], f"the {split} data of {name!r}", streaming, {}, columns)
         return load_dataset(name, config_name, split=split, streaming=streaming)
     if split not in (None, *files):
         raise InputError(f"the data set {name!r} has no split {split!r}, only {sorted(files)}.")
@@ -187,6 +188,8 @@ def _load(
                 return builder.as_streaming_dataset(split="train")
             builder.download_and_prepare()
             return builder.as_dataset(split="train")
+        if kind == "parquet" and streaming:
+            return _stream_parquet(paths, columns)
         return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
     except Exception as error:
         if "no data" in str(error):  # how `datasets` says that a file has no rows
@@ -206,13 +209,20 @@ def _with_types(dataset: Dataset, columns: tuple[str, ...], source: str) -> Data
     return _with_numbers(dataset, columns[1]) if len(columns) > 1 else dataset
 
 
-def _parquet_options(path: str, columns: tuple[str, ...]) -> dict[str, Any]:
-    """Some rows at a time where `datasets` takes a group, which may be all of them, and no more columns than needed."""
-    try:
-        held = pyarrow.parquet.read_schema(path).names
-    except pyarrow.ArrowException:  # whoever reads it will say what it is
-        held = []
-    return {"batch_size": 1000, "columns": list(columns) if set(columns) <= set(held) else None}
+def _stream_parquet(paths: list[str], columns: tuple[str, ...]) -> IterableDataset:
+    """
+    Rows of Parquet files with the columns wanted, or all of them where one is lacking, for whoever asked to say so.
+    `datasets` would read a group of rows at once, which may be a whole file; here it is a page of each column.
+    """
+    is_held = all(set(columns) <= set(pyarrow.parquet.read_schema(path).names) for path in paths)
+
+    def rows():
+        for path in paths:
+            with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
+                for batch in file.iter_batches(1000, columns=list(columns) if is_held else None):
+                    yield from batch.to_pylist()
+
+    return IterableDataset.from_generator(rows)
 
 
 def _csv_options(path: str, source: str, separator: str, streaming: bool) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def _named_in_card(folder: Path, repo_id: str) -> Iterator[None]:
     """
     card = folder / REPOCARD_NAME
     held = card.read_bytes() if card.is_file() else b""
-    named = re.sub(rb'(= pipeline\("[\w-]+", model=")[^"]*', rb"\1" + repo_id.encode(), held)
-    named = re.sub(rb"(`train\.py RECIPE\.yaml --model_name_or_path )[^`]+(?=`)", rb"\1" + repo_id.encode(), named)
+    named = re.sub(rb'(= pipeline\("[\w-]+", model=")[^"]*', rb"\g<1>" + repo_id.encode(), held)
+    named = re.sub(rb"(`train\.py RECIPE\.yaml --model_name_or_path )[^`]+(?=`)", rb"\g<1>" + repo_id.encode(), named)
     if named == held or not os.access(card, os.W_OK):
         yield
         return

@@ -20,6 +20,7 @@ from sklearn.metrics import auc, confusion_matrix, f1_score, roc_curve
 from .data import Labels
 from .explaining import Explainer
 from .metrics import calibration_error
+from .showing import figures
 from .tokenization import HTML_TAG
 
 TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
@@ -416,7 +417,7 @@ def _card_text(
         "|---" * (len(metrics) + 2) + "|",
     ]
     for split, values in results.items():
-        row = " | ".join(f"{values[key]:.4f}" if key in values else "" for key in metrics)
+        row = " | ".join(figures(values[key]) if key in values else "" for key in metrics)
         table.append(f"| {split} | {sizes[split]:,} | {row} |")
     kind_of_model = "text classifier" if task == "text-classification" else "language model"
     ngrams = ""

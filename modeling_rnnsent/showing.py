@@ -1,21 +1,28 @@
-"""An explanation as people and programs read it: coloured text, columns, JSON."""
+"""Measures, and explanations of an answer, as people and programs read them: figures, coloured text, columns, JSON."""
 
 import json
+from typing import TYPE_CHECKING
 
-from .explaining import Explanation
+if TYPE_CHECKING:
+    from .explaining import Explanation
 
 _RESET = "\033[0m"
 # The page's colours, which people who do not tell red from green can tell apart.
 _FOR, _AGAINST = (239, 68, 68), (167, 139, 250)
 
 
-def strengths(explanation: Explanation) -> list[float]:
+def figures(value: float) -> str:
+    """A measure to four places, or to three digits where that would be a row of zeros."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
+
+
+def strengths(explanation: "Explanation") -> list[float]:
     """Contributions from -1, most against the label, to 1, most for it."""
     most = max((abs(value) for value in explanation.contributions), default=0) or 1
     return [float(value) / most for value in explanation.contributions]
 
 
-def in_colours(explanation: Explanation) -> str:
+def in_colours(explanation: "Explanation") -> str:
     """The text for a terminal: red behind words that speak for the label, violet behind those against it."""
     score = format(explanation.score, ".1%" if explanation.unit == "probability" else ".6g")
     parts, end = [f"{explanation.label} {score}  "], 0
@@ -29,7 +36,7 @@ def in_colours(explanation: Explanation) -> str:
     return "".join((*parts, explanation.text[end:]))
 
 
-def in_columns(explanation: Explanation) -> str:
+def in_columns(explanation: "Explanation") -> str:
     """A line a word: its contribution and, where they were computed, the other measures, with their units."""
     if not explanation.spans:
         return "(no words)"
@@ -49,7 +56,7 @@ def in_columns(explanation: Explanation) -> str:
     return "\n".join(lines)
 
 
-def as_json(explanation: Explanation) -> str:
+def as_json(explanation: "Explanation") -> str:
     """One JSON object: the answer and a list of words with their places and measures."""
 
     def plain(number: float) -> float:  # as `rnnsent predict` writes it

@@ -64,6 +64,13 @@ def usable(name: str, value: Any) -> Iterator[None]:
         raise InputError(f"{name} {getattr(value, 'value', value)!r} cannot be used: {error}") from error
 
 
+def check_step(arguments: RNNSentTrainingArguments, num_texts: int):
+    """Raises `InputError` where `dataloader_drop_last` leaves no step of all processes to train on."""
+    texts = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and num_texts < texts:
+        raise InputError(f"dataloader_drop_last leaves nothing of {num_texts} texts in steps of {texts}.")
+
+
 def check_evaluation(arguments: RNNSentTrainingArguments):
     """Raises `InputError` where a classifier's answers would not be there for its metrics."""
     for name, needed in (
@@ -94,6 +101,9 @@ class _Steering(TrainerCallback):
         is_last = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
         if not is_last and (args.world_size == 1 or state.global_step % self.STEPS_BETWEEN_WORDS == 0):
             self._save_if_told_to_stop(control)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.trainer._last_checkpoint = None  # which has not this evaluation
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # After such a gradient no weight is a number; with a scaler the step is left out, and is no loss.
@@ -432,14 +442,14 @@ class RNNSentTrainer(Trainer):
             raise
         self.accelerator.wait_for_everyone()
         self._last_checkpoint = place
-        self._stop_if_told()
+        if self._is_stopping:
+            self._stop()
 
-    def _stop_if_told(self):
-        if self._last_checkpoint is not None and self.agree_to_stop():
-            how = "the same command with --resume_from_checkpoint last goes on from it"
-            if self.args.save_only_model:
-                how = "with --save_only_model it is no checkpoint to go on from"
-            raise Interrupted(f"interrupted: {self._last_checkpoint} is saved, and {how}", stop_request.signal)
+    def _stop(self):
+        how = "the same command with --resume_from_checkpoint last goes on from it"
+        if self.args.save_only_model:
+            how = "with --save_only_model it is no checkpoint to go on from"
+        raise Interrupted(f"interrupted: {self._last_checkpoint} is saved, and {how}", stop_request.signal)
 
     def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
         progress = super()._init_training_state(
@@ -470,7 +480,10 @@ class RNNSentTrainer(Trainer):
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else progress
 
     def _finalize_training(self, trial, *args):
-        self._stop_if_told()
+        # A signal during the last evaluation or save: nobody has asked since.
+        is_saved = getattr(self._last_checkpoint, "name", "") == f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if is_saved and self.agree_to_stop():
+            self._stop()
         if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint is not None:
             # What `Trainer` is about to do, but whole or absent.
             for checkpoint in list_checkpoints(Path(self._get_output_dir(trial))):

@@ -1,6 +1,7 @@
 """`rnnsent tune`: better settings of a recipe, by `Trainer.hyperparameter_search` with Optuna, within a time budget."""
 
 import json
+import math
 import shutil
 from contextlib import contextmanager
 from logging import getLogger
@@ -20,8 +21,9 @@ from .launching import stop_request, use_threads
 from .metrics import metrics_for
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import PaddingCollator
+from .showing import figures
 from .tokenization import build_tokenizer
-from .training import RNNSentTrainer, check_evaluation, choose_metric
+from .training import RNNSentTrainer, check_evaluation, check_step, choose_metric
 
 STUDY = "rnnsent"
 
@@ -59,8 +61,8 @@ def tune_recipe(
     Each training is with other settings, chosen by what the ones before it gave on the validation split (TPE), and is
     stopped early where it falls behind the others. What was tried is kept in `output/study.db`: started again, the
     search goes on. A recipe's n-grams and word vectors are left out of the search, which compares recurrent layers from
-    a random start, and stand in the recipe written; the test split takes no part. What a run found out on its
-    validation split, as its recipe says, is left to be found out anew.
+    a random start, and stand in the recipe written; the test split takes no part. The temperature and the n-grams'
+    weight that a run's recipe names are of its model, and left to be found anew.
 
     Args:
         recipe (`str`): Recipe to start from.
@@ -86,7 +88,7 @@ def tune_recipe(
     folder, flags = Path(output), flags or []
     run = parse_run([recipe, *flags, f"--output_dir={folder / 'trials'}"])
     run.training.push_to_hub = False
-    for name in FOUND_OUT - names_of(flags):
+    for name in FOUND_OUT - {"ngram_buckets"} - names_of(flags):
         setattr(run.model, name, None)
     if run.data.task != "text-classification" or run.model.model_name_or_path is not None:
         raise InputError("rnnsent tune is for a classifier that starts at random: no language model, no trained one.")
@@ -191,18 +193,22 @@ class _TrialTrainer(RNNSentTrainer):
     """A trainer whose trial is given up where it diverges, for the search to go on, unless that was told to stop."""
 
     def train(self, *args, **kwargs):
+        from optuna import TrialPruned
+
         if stop_request.signal is not None:
             raise KeyboardInterrupt
         try:
+            check_step(self.args, len(self.train_dataset))
+        except InputError as error:  # of this trial's batches
+            raise TrialPruned(str(error)) from error
+        try:
             return super().train(*args, **kwargs)
         except Diverged as error:
-            from optuna import TrialPruned
-
             raise TrialPruned(str(error)) from error
 
     def _report_to_hp_search(self, trial, step, metrics):
         # A step of one training has read as much as several of another: they are compared epoch by epoch.
-        super()._report_to_hp_search(trial, round(self.state.epoch), metrics)
+        super()._report_to_hp_search(trial, math.ceil(self.state.epoch), metrics)
 
 
 def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
@@ -257,7 +263,7 @@ def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> 
     flagged = names_of(flags) - own
     settings |= {name: given[name] for name in flagged if name in given}
     settings |= best.params
-    tried = f"the best of {len(whole(study))} settings tried: {metric} {best.value:.4f} on validation"
+    tried = f"the best of {len(whole(study))} settings tried: {metric} {figures(best.value)} on validation"
     head = f"# {Path(recipe).name} with {tried}.\n"
     (folder / "recipe.yaml").write_text(head + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return {

@@ -51,18 +51,22 @@ def most_memory(*command, folder) -> float:
     return most
 
 
-def test_a_parquet_file_of_one_group_of_rows_is_read_in_pieces(book_run, tmp_path):
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_parquet_file_of_one_group_of_rows_is_read_in_pieces(is_folder, book_run, tmp_path):
     """As pandas writes it: up to a million rows in a group, with columns that are not asked for."""
-    texts = [" ".join(["the story was great and touching"] * 30)] * 2000
-    most = {}
-    for times in (10, 60):
-        table = pyarrow.table({"text": texts * times, "other": [f"{row} {'x' * 2000}" for row in range(2000)] * times})
-        pyarrow.parquet.write_table(table, tmp_path / f"{times}.parquet", row_group_size=1 << 20, use_dictionary=False)
+    generator, most = random.Random(0), {}
+    for number in (20_000, 120_000):
+        (tmp_path / str(number)).mkdir()
+        path = tmp_path / str(number) / "test.parquet"
+        texts = [generator.randbytes(500).hex() for _ in range(number)]  # which cannot be compressed to less than half
+        table = pyarrow.table({"text": texts, "other": [text[::-1] for text in texts]})
+        pyarrow.parquet.write_table(table, path, row_group_size=1 << 20, use_dictionary=False)
         command = [sys.executable, "-m", "modeling_rnnsent.cli", "predict", book_run]
-        command += ["--input", tmp_path / f"{times}.parquet", "--output", tmp_path / f"{times}.jsonl"]
-        most[times] = most_memory(*command, folder=tmp_path)
+        command += ["--input", path.parent if is_folder else path, "--output", tmp_path / f"{number}.jsonl"]
+        most[number] = most_memory(*command, folder=tmp_path)
+        path.unlink()
     print(most)
-    assert most[60] - most[10] < 50  # its columns have 20 and 240 MB
+    assert most[120_000] - most[20_000] < 50  # each of the columns has 120 MB in the larger
 
 
 @pytest.fixture(scope="module")

@@ -189,14 +189,24 @@ def test_interrupted_trainer_goes_on_in_the_same_process(tmp_path):
 IN_STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
 
 
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
 @pytest.mark.parametrize("event", ["on_step_begin", "on_step_end", "on_evaluate", "on_save"])
-def test_interrupted_in_the_last_step_its_evaluation_or_its_save_it_stops_there(event, tmp_path):
-    arguments = make_arguments(tmp_path, **IN_STEPS, eval_steps=2, save_steps=2)
+def test_interrupted_in_the_last_step_its_evaluation_or_its_save_it_stops_there(event, strategy, tmp_path):
+    settings = {**IN_STEPS, "eval_steps": 2, "save_steps": 2, "logging_steps": 1}
+    if strategy == "epoch":  # a checkpoint is due before the evaluation, which is still to come then
+        settings |= {"eval_strategy": "epoch", "load_best_model_at_end": False}
+    arguments = make_arguments(tmp_path, **settings)
+    trainer = make_trainer(arguments, Stop(event, 8 - (event == "on_step_begin")))
+    if (event, strategy) == ("on_evaluate", "epoch"):
+        trainer.train()  # to its end: no checkpoint has this evaluation
+        return
     with pytest.raises(KeyboardInterrupt, match="checkpoint-8 is saved"):
-        make_trainer(arguments, Stop(event, 8 - (event == "on_step_begin"))).train()
+        trainer.train()
     trainer = make_trainer(arguments)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
-    assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == (
+        [4, 8] if strategy == "epoch" else [2, 4, 6, 8]
+    )
 
 
 def test_interrupted_where_checkpoints_of_later_steps_lie_it_keeps_the_one_just_written(tmp_path):
