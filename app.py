@@ -23,8 +23,8 @@ from modeling_rnnsent.bulk import BulkClassifier, check_unicode
 from modeling_rnnsent.data import stream_texts
 from modeling_rnnsent.errors import InputError, one_line_errors
 from modeling_rnnsent.explaining import Explainer, Explanation
-from modeling_rnnsent.predicting import result_writer
-from modeling_rnnsent.scoring import CLASSIFIER, ONNX_FILE, TorchScorer, rounded
+from modeling_rnnsent.predicting import result_writer, written
+from modeling_rnnsent.scoring import CLASSIFIER, ONNX_FILE, TorchScorer
 from modeling_rnnsent.showing import strengths
 
 try:
@@ -140,7 +140,7 @@ def classify_file(name: str, path: str | None, column: str, progress=gr.Progress
         with open(output, "w", encoding="utf-8", newline="") as file:
             write = result_writer(file, ".csv", explainer.config, with_text=True)
             for number, (text, row) in enumerate(zip(again, answers), start=1):
-                write(rounded(row[None])[0], text=text)
+                write(*written(row[None], explainer.config), text=text)
                 if number % 200 == 0:
                     progress((number, total), desc="Classifying", unit="texts")
     except (InputError, OSError) as error:

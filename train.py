@@ -337,7 +337,7 @@ def load_model(
 def take_over_ngrams(run: Run, given: dict) -> bool:
     """
     Whether the n-grams of the model started from serve the run. If so their settings are added to those given; if they
-    are for other labels, and no others are asked for, it goes on without.
+    are for other labels, and no others are asked for, it goes on without. A regression's mean and scale stay.
     """
     name = given.get("model_name_or_path")
     if name is None:
@@ -345,6 +345,8 @@ def take_over_ngrams(run: Run, given: dict) -> bool:
     with loading("model", name):
         held = RNNSentConfig.from_pretrained(name)
     is_classifier = RNNSentForSequenceClassification.__name__ in (held.architectures or ())
+    if is_classifier and held.problem_type == "regression":
+        given.update(value_mean=held.value_mean, value_scale=held.value_scale)  # which its head was trained with
     if is_classifier and not held.ngram_order:
         return False
     if not is_classifier or (held.problem_type, held.id2label) != (given["problem_type"], given["id2label"]):
@@ -374,7 +376,7 @@ def start_with_ngrams(
 
     def fit_and_tell():
         print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {given['ngram_order']} words", flush=True)
-        labels = {split: np.array(parts[split]["label"]) for split in (*learned, "validation")}
+        labels = {split: np.array(parts[split]["label"][:]) for split in (*learned, "validation")}
         losses = fit_ngrams(
             model,
             read("train"),
@@ -442,7 +444,7 @@ def describe(model, splits, labels: Labels | None) -> str:
     if labels is None:
         return f"{sizes} pieces of text; {words}"
     if not labels.names:
-        values = np.array(splits["train"]["labels"])
+        values = np.array(splits["train"]["labels"][:])
         return f"{sizes} texts; values from {values.min():g} to {values.max():g} (regression); {words}"
     shown = ", ".join([*(name[:30] for name in labels.names[:6]), *(["..."] if len(labels.names) > 6 else [])])
     kind = "labels, any number a text" if labels.problem_type == "multi_label_classification" else "classes"
@@ -491,7 +493,7 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
                 predictions = Predictions(
                     probabilities(output.predictions, texts.labels.problem_type),
                     np.asarray(output.label_ids),
-                    np.array(splits[split]["length"]),
+                    np.array(splits[split]["length"][:]),
                 )
             trainer.log_metrics(prefix, metrics)
             trainer.save_metrics(prefix, {**metrics, f"{prefix}_samples": len(splits[split])}, combined=False)

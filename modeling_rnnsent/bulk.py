@@ -17,7 +17,8 @@ from .encoding import WordEncoder
 from .errors import InputError
 from .scoring import OnnxScorer, TorchScorer, probabilities
 
-WINDOW_SIZE = 4096
+# Texts of a window, and characters: whole books would be too many otherwise.
+WINDOW_SIZE, WINDOW_CHARACTERS = 4096, 1 << 26
 PART_SIZE = 1024
 # Padded tokens of one batch: on a CPU its states stay in the cache of a core.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 16384, 262144
@@ -112,14 +113,18 @@ class BulkClassifier:
 
 
 def in_windows(texts: Iterable[str], size: int = WINDOW_SIZE) -> Iterator[list[str]]:
-    """Lists of `size` texts; the last may be shorter."""
-    texts, row = iter(texts), 0
-    while window := list(islice(texts, size)):
-        for text in window:
-            row += 1
-            if not isinstance(text, str):
-                raise InputError(f"row {row}: a text must be a string, got {type(text).__name__} {text!r:.100}.")
-            check_unicode(text, f"row {row}")
+    """Lists of `size` texts, or of fewer that have `WINDOW_CHARACTERS` together; the last may be shorter."""
+    window, characters = [], 0
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise InputError(f"row {row}: a text must be a string, got {type(text).__name__} {text!r:.100}.")
+        check_unicode(text, f"row {row}")
+        window.append(text)
+        characters += len(text)
+        if len(window) == size or characters >= WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
         yield window
 
 

@@ -94,6 +94,11 @@ class RNNSentConfig(PreTrainedConfig):
         temperature (`float`, *optional*, defaults to 1.0):
             What the classifier's logits are divided by, except in training, so that probabilities mean what they say
             (Guo et al., 2017). `train.py` fits it on the validation split.
+        value_mean (`float`, *optional*, defaults to 0.0):
+            Regression: what is added to the head's output, after it is multiplied with `value_scale`.
+        value_scale (`float`, *optional*, defaults to 1.0):
+            Regression: what the head's output is multiplied with, and the unit of the loss in training. `train.py` sets
+            both to the mean and deviation of the training values, so that values of any size are learned alike.
         initializer_range (`float`, *optional*, defaults to 1.0):
             Standard deviation of the embeddings at the start; 1.0 is `torch.nn.Embedding`'s own. Other weights start
             as in `torch.nn`.
@@ -150,6 +155,8 @@ class RNNSentConfig(PreTrainedConfig):
     ngram_buckets: int = 1 << 20
     ngram_weight: float | int = 0.5
     temperature: float | int = 1.0
+    value_mean: float | int = 0.0
+    value_scale: float | int = 1.0
     initializer_range: float | int = 1.0
     pad_token_id: int = 0
     bos_token_id: int | None = None
@@ -207,6 +214,10 @@ class RNNSentConfig(PreTrainedConfig):
             raise ValueError(f"`ngram_weight` must be at least 0 and at most 1, got {self.ngram_weight}.")
         if not 1e-3 <= self.temperature <= 1e3:
             raise ValueError(f"`temperature` must be at least 0.001 and at most 1000, got {self.temperature}.")
+        if not abs(self.value_mean) < float("inf"):
+            raise ValueError(f"`value_mean` must be finite, got {self.value_mean}.")
+        if not 0 < self.value_scale < float("inf"):
+            raise ValueError(f"`value_scale` must be finite and above 0, got {self.value_scale}.")
         if not 0 <= self.initializer_range <= 1000:
             raise ValueError(f"`initializer_range` must be at least 0 and at most 1000, got {self.initializer_range}.")
 

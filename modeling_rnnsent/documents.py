@@ -30,7 +30,7 @@ from .encoding import WordEncoder
 from .errors import InputError
 from .metrics import mean_loss
 from .objectives import soft_cross_entropy
-from .vectors import import_gensim
+from .vectors import import_gensim, in_pieces
 
 DOCUMENTS = "doc2vec"
 ORDER = 3
@@ -134,7 +134,8 @@ def _train(doc2vec, texts: list[list[str]], seed: int) -> np.ndarray:
             f"the teacher doc2vec needs words that stand {least} times and more often under one label than another, "
             "and there are none."
         )
-    documents = [doc2vec.TaggedDocument(ngrams, [index]) for index, ngrams in enumerate(texts)]
+    parts = ((index, part) for index, ngrams in enumerate(texts) for part in in_pieces(ngrams))
+    documents = [doc2vec.TaggedDocument(part, [index]) for index, part in parts]
     # Within an epoch the n-grams' vectors move on, and with them those of the texts: in the order of a file sorted by
     # label they would tell the place in the file (half of IMDb's validation reviews right).
     random.Random(seed).shuffle(documents)

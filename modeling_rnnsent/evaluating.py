@@ -53,7 +53,7 @@ def evaluate_models(
             )
         rows = tqdm(BulkClassifier(scorer)(texts["text"]), desc=name, total=len(texts), disable=None, leave=False)
         answers.append(np.array(list(rows)))
-    measure, references = measure_for(labels), np.array(texts["label"])
+    measure, references = measure_for(labels), np.array(texts["label"][:])
     results = {name: measure(answer, references) for name, answer in zip(names, answers)}
     if len(names) > 1:
         results[ENSEMBLE] = measure(np.mean(answers, axis=0), references)

@@ -89,7 +89,7 @@ class Explainer:
         text: str,
         label: str | None = None,
         contributions: bool = True,
-        changes: bool = False,
+        changes: bool | int = False,
         reading: bool = False,
     ) -> Explanation:
         """
@@ -97,8 +97,8 @@ class Explainer:
             text (`str`): The text.
             label (`str`, *optional*): Label to explain. None: the answer.
             contributions (`bool`, *optional*, defaults to `True`): Compute integrated gradients.
-            changes (`bool`, *optional*, defaults to `False`): Compute the change when each word is left out, exactly:
-                as many texts as there are words.
+            changes (`bool` or `int`, *optional*, defaults to `False`): Compute the change when each word (each of the
+                first so many) is left out, exactly: as many texts as there are words.
             reading (`bool`, *optional*, defaults to `False`): Compute the answer after every word. With one direction
                 that is one pass, with two as many texts as there are words.
 
@@ -120,7 +120,8 @@ class Explainer:
         if contributions:
             explanation.contributions = self._contributions(ids, target)
         if changes:
-            blocks = np.array_split(np.arange(len(ids)), max(1, len(ids) * len(ids) // _BATCH_TOKENS))
+            places = np.arange(len(ids) if changes is True else min(changes, len(ids)))
+            blocks = np.array_split(places, max(1, len(places) * len(ids) // _BATCH_TOKENS))
             without = [self._scores([np.delete(ids, place) for place in block])[:, target] for block in blocks]
             explanation.changes = explanation.score - np.concatenate(without)
         if reading:

@@ -18,6 +18,9 @@ from .softmax_rnnsent import sampled_cross_entropy
 
 logger = logging.get_logger(__name__)
 
+# Logits that a language model's loss computes at once where nobody asked for them.
+_MOST_LOGITS = 1 << 26
+
 
 @dataclass
 class RNNSentModelOutput(ModelOutput):
@@ -207,6 +210,8 @@ class RNNSentClassificationHead(nn.Module):
     def __init__(self, config: RNNSentConfig, input_size: int):
         super().__init__()
         self.is_sigmoid = config.classifier_head == "sigmoid"
+        is_value = config.problem_type == "regression"
+        self.mean, self.scale = (config.value_mean, config.value_scale) if is_value else (0.0, 1.0)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense = nn.Linear(input_size, config.classifier_hidden_size) if config.classifier_hidden_size else None
         self.out_proj = nn.Linear(
@@ -219,6 +224,8 @@ class RNNSentClassificationHead(nn.Module):
         if self.dense is not None:
             features = self.dropout(torch.relu(self.dense(features)))
         logits = self.out_proj(features)
+        if (self.mean, self.scale) != (0, 1):
+            logits = logits * self.scale + self.mean
         # Softmax over [0, z] is (1 - sigmoid(z), sigmoid(z)), and its cross-entropy is the binary one.
         return F.pad(logits, (1, 0)) if self.is_sigmoid else logits
 
@@ -533,6 +540,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         """
         self._check_reads_on(state)
         past, reads_ngrams = None, self.ngrams is not None and not self.training
+        if self.config.ngram_weight == 0 and state is None and not use_cache:
+            reads_ngrams = False
         if reads_ngrams and input_ids is None:
             raise ValueError("`inputs_embeds` do not tell the n-grams of a text: give `input_ids`.")
         if reads_ngrams and state is not None:
@@ -571,6 +580,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             ):
                 # Gradient accumulation: of the library's losses only cross-entropy divides by all the update's items.
                 loss = loss * labels.numel() / kwargs["num_items_in_batch"]
+            if self.training:
+                loss = loss / self.classifier.scale**2
         return RNNSentClassifierOutput(loss=loss, logits=logits, state=final_state, hidden_states=outputs.hidden_states)
 
     def _check_labels(self, labels: Tensor, logits: Tensor):
@@ -749,8 +760,8 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         if labels is None or not self._samples:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(self._project(directions[0][:, kept], 0))
-        if labels is not None and (self._samples or self.config.bidirectional):
-            is_whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        is_whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if labels is not None and (self._samples or self.config.bidirectional or not is_whole):
             loss = self._loss(directions, logits if is_whole else None, labels, attention_mask, **kwargs)
         elif labels is not None:
             labels = labels.masked_fill(F.pad(~_pairs(labels, attention_mask), (1, 0)), -100)
@@ -791,7 +802,10 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
                 weight, samples = self.lm_head.weight, self.config.sampled_softmax_size
                 total = total + sampled_cross_entropy(hidden_states, targets, weight, samples)
             else:
-                total = total + F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
+                # In parts: all tokens' logits may be more than the memory.
+                size = max(1, _MOST_LOGITS // self.config.vocab_size)
+                for part, some in zip(hidden_states.split(size), targets.split(size)):
+                    total = total + F.cross_entropy(self.lm_head(part).float(), some, reduction="sum")
         if num_items_in_batch is not None:  # of all batches of an update: gradient accumulation
             return total / len(shifted) / num_items_in_batch
         return total / max(count, 1)

@@ -30,6 +30,8 @@ SMOOTHINGS = (20.0, 2.0)
 # With fewer tokens than this to a class, shorter n-grams alone are tried as well, since most longer ones stand in one
 # text only; and so is the regression with a penalty, but where tokens times classes are more than it has time for.
 FEW_TOKENS, MOST_TOKENS = 100_000, 50_000_000
+# Beyond so many tokens times classes one table is fitted: each takes minutes, with a thousand classes an hour.
+MOST_TRIED = 200_000_000
 BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 # The weights at the start: those of a naive Bayes classifier, made less sure.
@@ -133,7 +135,10 @@ def fit_ngrams(
 def _choose_kinds(rows: Sequence[np.ndarray], columns: int, order: int) -> tuple[list[float | None], range]:
     """The smoothings (None: with a penalty) and the longest n-grams to be tried."""
     tokens, classes = sum(map(len, rows)), max(2, columns)
-    if tokens >= FEW_TOKENS * classes:
+    are_many = tokens >= FEW_TOKENS * classes
+    if tokens * classes > MOST_TRIED:
+        return [SMOOTHINGS[0 if are_many else -1]], range(order, order + 1)
+    if are_many:
         return [*SMOOTHINGS], range(order, order + 1)
     return [*SMOOTHINGS, *([None] if tokens * classes <= MOST_TOKENS else [])], range(1, order + 1)
 
@@ -174,7 +179,8 @@ class _Regression:
     def validate(self, rows: Sequence[np.ndarray], targets: Tensor) -> float:
         """Mean loss over texts."""
         scores, total, start = self.scores, 0.0, 0
-        for buckets, text, counts in _batches(rows, np.arange(len(rows)), self.order, len(scores), 256):
+        size = _most_texts(rows, self.order, scores.shape[1])
+        for buckets, text, counts in _batches(rows, np.arange(len(rows)), self.order, len(scores), size):
             end = start + len(counts)
             logits = _logits(scores[buckets], self.bias, text, counts)
             total += float(_loss(logits, targets[start:end], self.problem_type)) * len(counts)
@@ -332,14 +338,21 @@ def _shares(targets: Tensor, problem_type: str, columns: int) -> Tensor:
 
 def _count(rows: Sequence[np.ndarray], shares: Tensor, order: int, num_buckets: int) -> tuple[Tensor, Tensor]:
     """How often every n-gram stands in texts of each class `(num_buckets, columns)` and in all `(num_buckets, 1)`."""
-    inside = torch.zeros(num_buckets, shares.shape[1])
-    everywhere = torch.zeros(num_buckets, 1)
-    index = np.arange(len(rows))
-    for start in range(0, len(rows), 256):
-        ((buckets, text, _),) = _batches(rows, index[start : start + 256], order, num_buckets, 256)
-        inside.index_add_(0, buckets, shares[start : start + 256][text])
-        everywhere.index_add_(0, buckets, torch.ones(len(buckets), 1))
+    # float32 counts to 2^24 one by one, and common words stand more often in some millions of texts.
+    dtype = torch.float32 if sum(map(len, rows)) < 1 << 24 else torch.float64
+    inside = torch.zeros(num_buckets, shares.shape[1], dtype=dtype)
+    everywhere = torch.zeros(num_buckets, 1, dtype=dtype)
+    index, size = np.arange(len(rows)), _most_texts(rows, order, shares.shape[1])
+    for start in range(0, len(rows), size):
+        ((buckets, text, _),) = _batches(rows, index[start : start + size], order, num_buckets, size)
+        inside.index_add_(0, buckets, shares[start : start + size][text].to(dtype))
+        everywhere.index_add_(0, buckets, torch.ones(len(buckets), 1, dtype=dtype))
     return inside, everywhere
+
+
+def _most_texts(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
+    """How many texts to take at once where each n-gram has a number a column: fewer of long ones and many columns."""
+    return max(1, min(256, MOST_SCORES // (max(map(len, rows), default=1) * order * columns + 1)))
 
 
 def _count_matrix(rows: Sequence[np.ndarray], order: int, is_counted: Tensor) -> tuple[Tensor, scipy.sparse.csr_array]:
@@ -370,7 +383,7 @@ def _log_count_ratios(inside: Tensor, everywhere: Tensor, smoothing: float) -> T
     where classes are of different sizes.
     """
     share = (inside.sum(dim=0) / everywhere.sum().clamp(min=1)).clamp(1e-6, 1 - 1e-6)
-    return (inside / share + smoothing).log_() - ((everywhere - inside) / (1 - share) + smoothing).log_()
+    return ((inside / share + smoothing).log_() - ((everywhere - inside) / (1 - share) + smoothing).log_()).float()
 
 
 def _loss(logits: Tensor, targets: Tensor, problem_type: str) -> Tensor:

@@ -119,7 +119,7 @@ def unlabeled_batches(
     """
 
     def batches():
-        lengths = list(dataset["length"])
+        lengths = dataset["length"][:]
         for epoch in count():
             yield from batches_by_length(lengths, batch_size, epoch_generator(seed, epoch))
 
@@ -150,6 +150,8 @@ class Objectives:
         self.need_unlabeled = arguments.needs_unlabeled_texts
         self.model, self.embedding = model, model.get_input_embeddings()
         self.problem_type = model.config.problem_type
+        # The unit of the labelled loss.
+        self.unit = model.config.value_scale**2 if self.problem_type == "regression" else 1.0
         if self.are_set and (self.embedding is None or not isinstance(model, RNNSentForSequenceClassification)):
             what = (
                 "an embedding to change"
@@ -208,7 +210,8 @@ class Objectives:
             if self.entropy_weight > 0:
                 loss = loss + self.entropy_weight * entropy(logits, self.problem_type)
             if self.distillation_weight > 0:
-                loss = loss + self.distillation_weight * soft_cross_entropy(logits, teacher, self.problem_type)
+                taught = soft_cross_entropy(logits, teacher, self.problem_type) / self.unit
+                loss = loss + self.distillation_weight * taught
             yield loss
         else:
             with torch.no_grad():
@@ -219,7 +222,7 @@ class Objectives:
             random.restore()
             with perturbed(self.embedding, step):
                 changed = model(**inputs).logits
-            yield self.virtual_adversarial_weight * divergence(changed, logits, self.problem_type)
+            yield self.virtual_adversarial_weight * divergence(changed, logits, self.problem_type) / self.unit
 
     def _virtual_step(
         self,

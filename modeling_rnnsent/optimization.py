@@ -23,6 +23,8 @@ from torch.optim import AdamW
 
 # Every row is brought up to date after so many steps, so that the sums stay few.
 _MOST_STEPS_BEHIND = 1000
+# Rows brought up to date at once, which takes their memory several times.
+_MOST_ROWS = 1 << 16
 
 
 class LazyAdamW(AdamW):
@@ -121,7 +123,8 @@ class LazyAdamW(AdamW):
     def settle(self):
         """Brings every row up to the last step."""
         for parameter in list(self._behind):
-            self.catch_up(parameter, torch.arange(len(parameter)))
+            for rows in torch.arange(len(parameter)).split(_MOST_ROWS):
+                self.catch_up(parameter, rows)
             del self._behind[parameter]
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .bulk import WINDOW_SIZE, BulkClassifier, in_windows
+from .bulk import WINDOW_CHARACTERS, WINDOW_SIZE, BulkClassifier, in_windows
 from .data import stream_texts
 from .errors import InputError
 from .locking import exclusive
@@ -110,7 +110,7 @@ def _run(classify: BulkClassifier, texts: Iterable[str], part: "_Part", state: P
     )
     with progress:
         for rows in classify.windows(own):
-            part.write(rows)
+            part.write(written(rows, classify.scorer.config))
             progress.update(len(rows))
 
 
@@ -120,7 +120,8 @@ def _cores() -> int:
 
 def _describe(model: str, input: str, output: Path, split: str | None, column: str) -> dict:
     """What results must have in common to belong together."""
-    settings = {"model": model, "input": input, "split": split, "text_column_name": column, "window": WINDOW_SIZE}
+    settings = {"model": model, "input": input, "split": split, "text_column_name": column}
+    settings["window"] = [WINDOW_SIZE, WINDOW_CHARACTERS]
     for name, folder_holds in (("model", _MODEL_FILES), ("input", ("**/*",))):
         path = Path(settings[name])
         files = [path] if path.is_file() else [file for kind in folder_holds for file in path.glob(kind)]
@@ -182,8 +183,8 @@ class _Part:
             self.file.write(header + "\n")
             self.file.flush()
 
-    def write(self, rows: np.ndarray):
-        self.file.write(json.dumps(rounded(rows)) + "\n")
+    def write(self, rows: list):
+        self.file.write(json.dumps(rows) + "\n")
         self.file.flush()
 
     def close(self):
@@ -230,8 +231,15 @@ def _in_turns(parts: list[Iterator[list]]) -> Iterator[list]:
             yield window
 
 
+def written(rows: np.ndarray, config) -> list:
+    """Of answers what is written: of one class a text its number and probability, else all probabilities, or values."""
+    if config.problem_type in ("regression", "multi_label_classification"):
+        return rounded(rows)
+    return list(zip(rows.argmax(axis=1).tolist(), np.round(rows.max(axis=1), 6).tolist()))
+
+
 def result_writer(file, suffix: str, config, with_text: bool = False):
-    """A function that writes one text's result, and the text beside it if that is wanted."""
+    """A function that writes one text's result (see [`written`]), and the text beside it if that is wanted."""
     names = [config.id2label[index] for index in range(config.num_labels)]
 
     def fields(row) -> dict:
@@ -239,8 +247,8 @@ def result_writer(file, suffix: str, config, with_text: bool = False):
             return {names[0]: row}
         if config.problem_type == "multi_label_classification":
             return dict(zip(names, row))
-        best = max(range(len(row)), key=row.__getitem__)
-        return {"label": names[best], "score": row[best]}
+        best, score = row
+        return {"label": names[best], "score": score}
 
     if suffix == ".jsonl":
         return lambda row, **text: file.write(json.dumps({**fields(row), **text}, ensure_ascii=False) + "\n")

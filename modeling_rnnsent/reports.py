@@ -233,7 +233,8 @@ def show_mistakes(explainer: Explainer, texts: list[str], labels: list[str]) -> 
     lines = []
     for text, label in zip(texts, labels):
         whole = explainer(text, contributions=False)
-        explanation = explainer(text, whole.label, contributions=False, changes=len(whole.words) <= 1000)
+        changes = MISTAKE_WORDS if len(whole.words) <= 1000 else False
+        explanation = explainer(text, whole.label, contributions=False, changes=changes)
         spans = explanation.spans[:MISTAKE_WORDS]
         changes = np.zeros(0) if explanation.changes is None else explanation.changes[: len(spans)]
         bold = set(np.argsort(-changes)[:5]) & set(np.flatnonzero(changes > 0))

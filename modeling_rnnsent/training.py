@@ -232,7 +232,7 @@ class RNNSentTrainer(Trainer):
         strategy, seed = self.args.train_sampling_strategy, self.args.data_seed
         if strategy in ("random", "group_by_length"):
             # Lengths as a list: a column of the data set is slow to look up row by row.
-            lengths = list(self.train_dataset["length"]) if strategy == "group_by_length" else None
+            lengths = self.train_dataset["length"][:] if strategy == "group_by_length" else None
             self.train_sampler = EpochSampler(
                 len(self.train_dataset),
                 self.args.seed if seed is None else seed,
@@ -394,8 +394,8 @@ class RNNSentTrainer(Trainer):
             batch = dataset[rows[start : start + self.args.eval_batch_size]]["input_ids"]
             inputs = self._prepare_inputs(self.data_collator([{"input_ids": ids} for ids in batch]))
             with self.compute_loss_context_manager():
-                # With this count of tokens the loss is the sum over them.
-                loss = model(**inputs, num_items_in_batch=1).loss
+                # With this count of tokens the loss is the sum over them; of the logits it needs a part at a time.
+                loss = model(**inputs, num_items_in_batch=1, logits_to_keep=1).loss
             tokens = sum(max(0, len(ids) - 1) for ids in batch)
             sums += torch.tensor([float(loss), tokens], dtype=torch.float64)
         device = self.args.device  # where the processes' connection reduces

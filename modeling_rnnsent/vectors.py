@@ -5,7 +5,7 @@ Both are gensim's. Its own format is a pickle, which runs whatever code it holds
 """
 
 import gzip
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ TRAINED = "word2vec"
 _SUFFIXES = (".txt", ".vec", ".bin", ".txt.gz", ".vec.gz", ".bin.gz")
 # gensim's own choices, but that the vocabulary is chosen already, and only one worker gives the same vectors again.
 _SETTINGS = {"min_count": 1, "workers": 1}
+_MOST_WORDS = 10_000  # of a text, by gensim's own limit
 
 
 def set_vectors(
@@ -104,6 +105,12 @@ def import_gensim(what: str = "word_vectors"):
     return gensim.models
 
 
+def in_pieces(row: list[str]) -> Iterator[list[str]]:
+    """A text as gensim reads it: without a word, it leaves out what is beyond 10,000 words."""
+    for start in range(0, max(1, len(row)), _MOST_WORDS):
+        yield row[start : start + _MOST_WORDS]
+
+
 def _read(name: str):
     read = import_gensim().KeyedVectors.load_word2vec_format
     is_binary = name.removesuffix(".gz").endswith(".bin")
@@ -124,5 +131,6 @@ def _train(tokenizer, texts: Iterable[str], size: int, seed: int) -> tuple[list[
     encode, unknown = WordEncoder(tokenizer), tokenizer.unk_token_id
     words = [str(index) for index in range(len(tokenizer))]  # one object a word: a text is then a list of pointers
     rows = [[words[index] for index in row if index != unknown] for row in encode(list(texts))]
+    rows = [part for row in rows for part in in_pieces(row)]
     vectors = import_gensim().Word2Vec(rows, vector_size=size, seed=seed, **_SETTINGS).wv
     return [int(word) for word in vectors.index_to_key], vectors.vectors

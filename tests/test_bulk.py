@@ -244,7 +244,7 @@ def leave_one_window(part, *command, launcher=()):
     with started(part, *command, launcher=launcher):
         pass
     header = part.read_text().split("\n")[0]
-    part.write_text(header + "\n" + json.dumps([[0.25, 0.75]] * bulk_module.WINDOW_SIZE) + "\n" + "[[0.1, 0.")
+    part.write_text(header + "\n" + json.dumps([[1, 0.75]] * bulk_module.WINDOW_SIZE) + "\n" + "[[0, 0.")
 
 
 @pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--nproc_per_node", "2")], ids=["one", "two"])
@@ -272,6 +272,12 @@ def test_file_is_classified_in_order_and_taken_up_where_it_was_stopped(corpus, t
     scores = scores.copy()
     scores[: bulk_module.WINDOW_SIZE] = (0.25, 0.75)
     check_rows(output, scores)
+
+
+def test_windows_of_long_texts_are_smaller():
+    texts = ["a good film"] * 5 + ["b" * bulk_module.WINDOW_CHARACTERS] + ["very dull"] * (bulk_module.WINDOW_SIZE + 1)
+    windows = list(bulk_module.in_windows(texts))
+    assert [len(window) for window in windows] == [6, bulk_module.WINDOW_SIZE, 1] and sum(windows, []) == texts
 
 
 def test_a_small_value_keeps_its_digits(tmp_path):

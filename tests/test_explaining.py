@@ -89,6 +89,8 @@ def test_scores_without_a_word_and_after_every_word_are_the_models(explainer):
     explanation = explainer(TEXT, contributions=False, changes=True, reading=True)
     words, label = explanation.words, explanation.label
     assert explanation.contributions is None and explanation.score == pytest.approx(score(words, label), abs=1e-6)
+    first = explainer(TEXT, contributions=False, changes=3).changes
+    np.testing.assert_allclose(first, explanation.changes[:3], atol=1e-6)
     for place in range(len(words)):
         without = score(words[:place] + words[place + 1 :], label)
         assert explanation.changes[place] == pytest.approx(explanation.score - without, abs=1e-5)

@@ -243,6 +243,18 @@ def test_generate_carries_the_state(settings):
     assert seen == [3, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_language_models_loss_without_all_of_its_logits_is_the_same(bidirectional, monkeypatch):
+    model, batch = make(RNNSentForCausalLM, bidirectional=bidirectional), make_batch([9, 4, 7])
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    whole = model(**batch, labels=labels)
+    for most in (1 << 26, 5 * VOCABULARY, 1):
+        monkeypatch.setattr("modeling_rnnsent.modeling_rnnsent._MOST_LOGITS", most)
+        output = model(**batch, labels=labels, logits_to_keep=1)
+        torch.testing.assert_close(output.loss, whole.loss)
+        assert output.logits.shape == (3, 1, VOCABULARY)
+
+
 def test_generate_answers_what_is_asked_of_a_cache_on_apples_gpus(monkeypatch):
     answers, is_supported = [], DeferredStopCheck.is_supported
 

@@ -129,6 +129,9 @@ def test_of_few_texts_shorter_ngrams_and_a_penalty_are_tried_and_the_best_table_
     assert loss == pytest.approx(min(map(min, history.values())), rel=1e-4)
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_TOKENS", 0)
     assert all(smoothing for _, smoothing in fit_ngrams(model, rows, labels, other_rows, other_labels))
+    monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_TRIED", 0)
+    assert list(fit_ngrams(model, rows, labels, other_rows, other_labels)) == [(2, 2.0)]
+    monkeypatch.undo()
     monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", sum(map(len, rows)) // 2)  # of either class
     history = fit_ngrams(model, rows, labels, other_rows, other_labels)
     assert {(order, smoothing is None) for order, smoothing in history} == {(2, False)}
@@ -192,6 +195,17 @@ def test_first_scores_are_log_count_ratios(monkeypatch):
         score = model.ngrams.scores[bucket([token], 1 << 16)]
         torch.testing.assert_close(score, torch.tensor([0.5 * ratio]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.ngrams.bias, torch.tensor([math.log(2)]))
+
+
+def test_common_words_are_counted_in_millions_of_texts(monkeypatch):
+    """Where float32 counts no further, at 2^24, a word that stands in all texts would seem to tell them apart."""
+    monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
+    monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
+    rows = [np.full(5_000, 3, dtype=np.int32), np.full(5_000, 3, dtype=np.int32)] * 1_750
+    labels = np.array([0, 1] * 1_750)
+    model = make(RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 12)
+    fit_ngrams(model, rows, labels, rows[:2], labels[:2])
+    assert abs(model.ngrams.scores[bucket([3], 1 << 12)].item()) < 1e-4
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression", "three classes"])

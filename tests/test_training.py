@@ -186,12 +186,28 @@ def test_a_value_of_minus_one_hundred_is_learned_like_others(tmp_path):
         f"--train_file={tmp_path / 'data.csv'}",
         "--validation_size=0.2",
         "--per_device_train_batch_size=1",
-        "--learning_rate=0.1",
+        "--learning_rate=0.01",
         "--num_train_epochs=10",
     ]
     train(*flags, f"--output_dir={tmp_path / 'run'}")
     # Who learns of -60 alone has 800, who always answers the mean 400.
     assert read(tmp_path / "run" / "eval_results.json")["eval_mse"] < 500
+
+
+def test_values_of_any_size_are_learned_alike(reviews, tmp_path):
+    """Years and prices as well as 0 and 1, by the recurrent layers: the steps differ by roundings alone."""
+    found = {}
+    for name, scale, mean in (("small", 1.0, 0.0), ("years", 60.0, 1950.0), ("prices", 300_000.0, 10_000.0)):
+        for part in ("train", "validation", "test"):
+            frame = pandas.read_csv(reviews / f"{part}.csv")
+            frame["label"] = frame["label"] * scale + mean + 0.25 * scale
+            frame.to_csv(tmp_path / f"{name}-{part}.csv", index=False)
+        flags = [f"--{part}_file={tmp_path / f'{name}-{part}.csv'}" for part in ("train", "validation", "test")]
+        flags += [*SMALL, "--problem_type=regression", "--num_train_epochs=8", "--learning_rate=0.01"]
+        flags += ["--virtual_adversarial_weight=0.5", f"--output_dir={tmp_path / name}"]
+        train(*flags)
+        found[name] = read(tmp_path / name / "test_results.json")["test_mse"] / scale**2
+    assert max(found.values()) < 0.05, found  # of a variance of 0.25
 
 
 def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run, reviews, tmp_path):

@@ -70,6 +70,18 @@ def test_trained_vectors_know_words_by_their_company():
     assert alike > apart + 0.3
 
 
+def test_words_far_on_in_a_text_are_trained_on():
+    """gensim itself leaves out what is beyond 10,000 words."""
+    generator, topics = random.Random(0), [[f"{topic}{index}" for index in range(100)] for topic in "ab"]
+    texts = ["word " * 10_000 + " ".join(generator.choices(topics[index % 2], k=9_000)) for index in range(6)]
+    tokenizer = build_tokenizer(texts)
+    model = make_model(tokenizer, embedding_size=16)
+    set_vectors(model, "word2vec", tokenizer, texts, seed=1)
+    weight = model.get_input_embeddings().weight.detach()
+    rows = [normalize(weight[tokenizer.convert_tokens_to_ids(topic)]) for topic in topics]
+    assert (rows[0] @ rows[0].T).mean() > (rows[0] @ rows[1].T).mean() + 0.3
+
+
 def test_what_cannot_be_used_is_said(vectors, tokenizer, tmp_path):
     path = str(tmp_path / "v.txt")
     vectors.save_word2vec_format(path)
