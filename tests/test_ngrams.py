@@ -201,7 +201,7 @@ def test_common_words_are_counted_in_millions_of_texts(monkeypatch):
     """Where float32 counts no further, at 2^24, a word that stands in all texts would seem to tell them apart."""
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
     monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
-    rows = [np.full(5_000, 3, dtype=np.int32), np.full(5_000, 3, dtype=np.int32)] * 1_750
+    rows = [np.array([3] * 5_000 + [4] * 3_000, dtype=np.int32)] * 3_500
     labels = np.array([0, 1] * 1_750)
     model = make(RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 12)
     fit_ngrams(model, rows, labels, rows[:2], labels[:2])
