@@ -30,7 +30,7 @@ from .encoding import WordEncoder
 from .errors import InputError
 from .metrics import mean_loss
 from .objectives import soft_cross_entropy
-from .vectors import import_gensim, in_pieces
+from .vectors import MOST_WORDS, import_gensim, in_pieces
 
 DOCUMENTS = "doc2vec"
 ORDER = 3
@@ -111,6 +111,8 @@ def _vectors(texts: list[str], inside: np.ndarray, tokenizer: PreTrainedTokenize
     rows = [row for start in range(0, len(texts), 1000) for row in encode(texts[start : start + 1000])]
     digest = hashlib.sha256(repr((_SETTINGS, ORDER, TELLING, seed, version("gensim"))).encode())
     digest.update(inside.tobytes())
+    if ORDER * max(map(len, rows), default=0) > MOST_WORDS:  # cut into pieces
+        digest.update(MOST_WORDS.to_bytes(8))
     for row in rows:
         digest.update(len(row).to_bytes(8) + row.tobytes())
     place = Path(datasets.config.HF_DATASETS_CACHE, "doc2vec", f"{digest.hexdigest()}.npy")

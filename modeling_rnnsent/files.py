@@ -211,15 +211,16 @@ def _with_types(dataset: Dataset, columns: tuple[str, ...], source: str) -> Data
 
 def _stream_parquet(paths: list[str], columns: tuple[str, ...]) -> IterableDataset:
     """
-    Rows of Parquet files with the columns wanted, or all of them where one is lacking, for whoever asked to say so.
-    `datasets` would read a group of rows at once, which may be a whole file; here it is a page of each column.
+    Rows of Parquet files with the columns wanted. Of a file that lacks one it is all columns, and nothing else, for
+    whoever asked to say so. `datasets` would read a group of rows at once, which may be a whole file; here it is a page
+    of each column.
     """
-    is_held = all(set(columns) <= set(pyarrow.parquet.read_schema(path).names) for path in paths)
+    lacking = [path for path in paths if not set(columns) <= set(pyarrow.parquet.read_schema(path).names)]
 
     def rows():
-        for path in paths:
+        for path in lacking[:1] or paths:
             with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
-                for batch in file.iter_batches(1000, columns=list(columns) if is_held else None):
+                for batch in file.iter_batches(1000, columns=None if lacking else list(columns)):
                     yield from batch.to_pylist()
 
     return IterableDataset.from_generator(rows)

@@ -239,7 +239,7 @@ class Objectives:
         probe = perturbation(direction, embeddings, mask, _PROBE * self.epsilon).requires_grad_()
         random.restore()
         with perturbed(self.embedding, probe):
-            changed = divergence(self.model(**inputs).logits, logits, self.problem_type)
+            changed = divergence(self.model(**inputs).logits, logits, self.problem_type) / self.unit
         (gradient,) = torch.autograd.grad(changed if scaler is None else scaler.scale(changed), probe)
         return perturbation(gradient, embeddings, mask, self.epsilon)
 

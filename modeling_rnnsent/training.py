@@ -406,6 +406,12 @@ class RNNSentTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_loss": loss}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
+    def log(self, logs, *args, **kwargs):
+        unit = getattr(getattr(self.model, "classifier", None), "scale", 1.0) ** 2
+        for name in logs.keys() & {"loss", "train_loss"}:  # of values it is in another one than the validation's
+            logs[name] *= unit
+        super().log(logs, *args, **kwargs)
+
     def create_model_card(self, *args, **kwargs):
         """Nothing: when it pushes to the Hub, `Trainer` would replace the card of `reports.write_model_card`."""
 

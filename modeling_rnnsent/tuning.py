@@ -198,12 +198,17 @@ class _TrialTrainer(RNNSentTrainer):
         if stop_request.signal is not None:
             raise KeyboardInterrupt
         try:
-            check_step(self.args, len(self.train_dataset))
-        except InputError as error:  # of this trial's batches
-            raise TrialPruned(str(error)) from error
-        try:
             return super().train(*args, **kwargs)
         except Diverged as error:
+            raise TrialPruned(str(error)) from error
+
+    def _hp_search_setup(self, trial):
+        super()._hp_search_setup(trial)
+        try:
+            check_step(self.args, len(self.train_dataset))
+        except InputError as error:  # of this trial's batches
+            from optuna import TrialPruned
+
             raise TrialPruned(str(error)) from error
 
     def _report_to_hp_search(self, trial, step, metrics):

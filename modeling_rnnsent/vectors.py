@@ -20,7 +20,7 @@ TRAINED = "word2vec"
 _SUFFIXES = (".txt", ".vec", ".bin", ".txt.gz", ".vec.gz", ".bin.gz")
 # gensim's own choices, but that the vocabulary is chosen already, and only one worker gives the same vectors again.
 _SETTINGS = {"min_count": 1, "workers": 1}
-_MOST_WORDS = 10_000  # of a text, by gensim's own limit
+MOST_WORDS = 10_000  # of a text, by gensim's own limit
 
 
 def set_vectors(
@@ -107,8 +107,8 @@ def import_gensim(what: str = "word_vectors"):
 
 def in_pieces(row: list[str]) -> Iterator[list[str]]:
     """A text as gensim reads it: without a word, it leaves out what is beyond 10,000 words."""
-    for start in range(0, max(1, len(row)), _MOST_WORDS):
-        yield row[start : start + _MOST_WORDS]
+    for start in range(0, max(1, len(row)), MOST_WORDS):
+        yield row[start : start + MOST_WORDS]
 
 
 def _read(name: str):

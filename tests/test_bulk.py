@@ -274,6 +274,15 @@ def test_file_is_classified_in_order_and_taken_up_where_it_was_stopped(corpus, t
     check_rows(output, scores)
 
 
+def test_a_parquet_file_among_others_that_lacks_the_column_is_said(corpus, tmp_path):
+    folder, _ = corpus
+    for number, column in enumerate(("text", "review")):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pandas.DataFrame({column: ["a good film"] * 5}).to_parquet(tmp_path / "data" / f"test-{number}.parquet")
+    done = rnnsent("predict", folder / "model", "--input", tmp_path / "data", "--output", tmp_path / "labels.jsonl")
+    assert done.returncode == 1 and "has no column 'text'" in done.stderr and "['review']" in done.stderr
+
+
 def test_windows_of_long_texts_are_smaller():
     texts = ["a good film"] * 5 + ["b" * bulk_module.WINDOW_CHARACTERS] + ["very dull"] * (bulk_module.WINDOW_SIZE + 1)
     windows = list(bulk_module.in_windows(texts))

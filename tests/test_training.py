@@ -207,6 +207,8 @@ def test_values_of_any_size_are_learned_alike(reviews, tmp_path):
         flags += ["--virtual_adversarial_weight=0.5", f"--output_dir={tmp_path / name}"]
         train(*flags)
         found[name] = read(tmp_path / name / "test_results.json")["test_mse"] / scale**2
+        # Beside each other in the picture, and so of one unit.
+        assert 0.01 < read(tmp_path / name / "train_results.json")["train_loss"] / scale**2 < 0.5
     assert max(found.values()) < 0.05, found  # of a variance of 0.25
 
 

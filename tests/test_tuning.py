@@ -5,6 +5,7 @@ import signal
 import subprocess
 
 import optuna
+import pandas
 import pytest
 import yaml
 from conftest import RNNSENT, ROOT, TIMEOUT, run, train
@@ -89,6 +90,22 @@ def test_search_goes_on_after_a_training_that_diverges(reviews, tmp_path):
         check=False,
     )
     assert result.returncode == 1 and "cosine_with_min_lr" in result.stderr and "came to its end" not in result.stderr
+
+
+def test_batches_larger_than_the_data_are_given_up(reviews, tmp_path):
+    frame = pandas.read_csv(reviews / "train.csv").head(40)
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    flags = [f"--train_file={tmp_path / 'train.csv'}", f"--validation_file={reviews / 'validation.csv'}"]
+    flags += ["--dataloader_drop_last=true", "--embedding_size=4", "--hidden_size=4", "--num_train_epochs=1"]
+    flags += ["--num_threads=1", "--learning_rate=0.001"]
+    recipe = ROOT / "configuration" / "default.yaml"
+    run(RNNSENT, "tune", recipe, f"--output={tmp_path / 'tuned'}", "--minutes=5", "--trials=6", *flags)
+    study = optuna.load_study(study_name="rnnsent", storage=f"sqlite:///{tmp_path / 'tuned' / 'study.db'}")
+    states = {trial.params["per_device_train_batch_size"]: trial.state.name for trial in study.trials}
+    assert states.get(64, "PRUNED") == "PRUNED" and {states.get(16, "COMPLETE"), states.get(32, "COMPLETE")} == {
+        "COMPLETE"
+    }
+    assert len(study.trials) == 6
 
 
 def test_what_cannot_be_searched_is_said(tmp_path):
