@@ -540,8 +540,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         """
         self._check_reads_on(state)
         past, reads_ngrams = None, self.ngrams is not None and not self.training
-        if self.config.ngram_weight == 0 and state is None and not use_cache:
-            reads_ngrams = False
+        if reads_ngrams and self.config.ngram_weight == 0:  # nothing in the answer: only what is read on needs them
+            reads_ngrams = use_cache or state is not None
         if reads_ngrams and input_ids is None:
             raise ValueError("`inputs_embeds` do not tell the n-grams of a text: give `input_ids`.")
         if reads_ngrams and state is not None:

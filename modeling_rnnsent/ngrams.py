@@ -30,7 +30,7 @@ SMOOTHINGS = (20.0, 2.0)
 # With fewer tokens than this to a class, shorter n-grams alone are tried as well, since most longer ones stand in one
 # text only; and so is the regression with a penalty, but where tokens times classes are more than it has time for.
 FEW_TOKENS, MOST_TOKENS = 100_000, 50_000_000
-# Beyond so many tokens times classes one table is fitted: each takes minutes, with a thousand classes an hour.
+# Beyond so many tokens times classes one table alone is fitted: what an n-gram takes grows with the classes.
 MOST_TRIED = 200_000_000
 BATCH_SIZE = 32
 LEARNING_RATE = 0.05
