@@ -28,7 +28,7 @@ from modeling_rnnsent import (
     RNNSentForSequenceClassification,
     RNNSentPreTrainedModel,
 )
-from modeling_rnnsent.arguments import Run, parse_run
+from modeling_rnnsent.arguments import RNNSentTrainingArguments, Run, parse_run
 from modeling_rnnsent.checkpoints import (
     DATA,
     PROCESSES,
@@ -62,6 +62,7 @@ from modeling_rnnsent.reports import (
     REPORTS,
     Predictions,
     find_mistakes,
+    repeating,
     show_mistakes,
     write_model_card,
     write_pictures,
@@ -144,7 +145,7 @@ def is_same(run: Run) -> bool:
 
 def train(run: Run):
     arguments = run.training
-    asked = {**run.settings(None), PROCESSES: arguments.world_size * max(1, arguments.n_gpu)}
+    asked = {**run.settings(None), PROCESSES: count_processes(arguments)}
     checkpoint = find_checkpoint(arguments, asked)
     check_settings_of(run)
     if checkpoint is None:
@@ -209,6 +210,11 @@ def train(run: Run):
     if texts.labels is not None:
         settings |= calibrate(trainer, run, texts.labels.problem_type)
     report(trainer, texts, splits, settings, result.metrics)
+
+
+def count_processes(arguments: RNNSentTrainingArguments) -> int:
+    """How many take a batch each in a step: processes, or the GPUs of the one."""
+    return arguments.world_size * max(1, arguments.n_gpu)
 
 
 def load_tokenizer(run: Run, texts: LabeledTexts):
@@ -480,7 +486,7 @@ def calibrate(trainer: RNNSentTrainer, run: Run, problem_type: str) -> dict[str,
 
 def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict, train_metrics: dict):
     """Saves the model and everything that tells how good it is, then shows three classified texts."""
-    folder = Path(trainer.args.output_dir)
+    folder, processes = Path(trainer.args.output_dir), count_processes(trainer.args)
     results, predictions = {}, None
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
@@ -500,7 +506,7 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
             results[split] = {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}
     if trainer.is_world_process_zero():
         recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}\n"
+        written_by = f"# transformers {transformers.__version__}, torch {torch.__version__}: {repeating(processes)}\n"
         # Before the model: wherever a run ends, its directory is known as one.
         (folder / RECIPE).write_text(written_by + recipe, encoding="utf-8")
     trainer.save_final_model()
@@ -511,7 +517,17 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
             mistakes = find_and_show_mistakes(trainer, texts, splits, predictions)
         sizes = {name: len(rows) for name, rows in splits.items()}
         write_model_card(
-            folder, trainer.model, settings, recipe, results, sizes, pictures, mistakes, trainer.hub_model_id
+            folder,
+            trainer.model,
+            settings,
+            recipe,
+            results,
+            sizes,
+            texts.own_splits,
+            pictures,
+            mistakes,
+            trainer.hub_model_id,
+            processes,
         )
     # Reading, tokenizing and measuring included, and of a run that was stopped all up to its checkpoint.
     train_metrics |= {"train_samples": len(splits["train"]), "total_runtime": trainer.stopwatch.seconds()}

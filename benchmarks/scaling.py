@@ -10,6 +10,7 @@ own distribution.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from measuring import alternate, describe_machine, peak_memory, ratio, review_lengths, show, summary, write
 
@@ -85,34 +85,51 @@ def over_vocabulary(pool) -> list[dict]:
         rows.append(
             {
                 "vocabulary": size,
-                "ms a step": 1e3 * summary(seconds["lazy"])["median"],
-                "ms, dense AdamW": 1e3 * summary(seconds["dense"])["median"],
+                **_milliseconds("a step", seconds["lazy"]),
+                **_milliseconds("dense AdamW", seconds["dense"]),
                 "dense / ours": ratio(seconds["lazy"], seconds["dense"]),
             }
         )
     return rows
 
 
+def _milliseconds(name: str, seconds: list[float]) -> dict[str, float | str]:
+    found = summary(seconds)
+    return {f"ms, {name}": 1e3 * found["median"], f"spread, {name}": _spread(seconds, 1e3)}
+
+
+def _spread(values: list[float], factor: float = 1.0) -> str:
+    return f"{min(values) * factor:.4g} to {max(values) * factor:.4g}"
+
+
 def over_steps(name: str, values, pool, make) -> list[dict]:
     rows = []
     for value in values:
         steps = make(value, pool)
-        seconds = summary(alternate({"ours": steps}, 7)["ours"])["median"]
-        rows.append({name: value, "ms a step": 1e3 * seconds, "ktokens/s": steps.tokens / seconds / 1e3})
+        seconds = alternate({"ours": steps}, 7)["ours"]
+        rate = steps.tokens / summary(seconds)["median"] / 1e3
+        rows.append({name: value, **_milliseconds("a step", seconds), "ktokens/s": rate})
     return rows
 
 
 def over_reviews(texts: list[str]) -> list[dict]:
     tokenizer = build_tokenizer(texts, min_frequency=2)
     scorer = TorchScorer(make_model(vocab_size=len(tokenizer)).eval(), tokenizer)
-    classify, rows = BulkClassifier(scorer), []
-    for number in (1000, 10000, 50000, 200000):
-        start, before = time.perf_counter(), psutil.Process().memory_info().rss
-        for _ in classify(texts[index % len(texts)] for index in range(number)):
+    classifier, rows = BulkClassifier(scorer), []
+
+    def classify(number: int):
+        for _ in classifier(texts[index % len(texts)] for index in range(number)):
             pass
-        seconds = time.perf_counter() - start
-        grown = (psutil.Process().memory_info().rss - before) / 2**20
-        rows.append({"reviews": number, "reviews/s": number / seconds, "MiB more at the end": grown})
+
+    classify(50_000)  # what stays allocated once windows of all kinds were there is not what a number of reviews takes
+    for number in (1000, 10_000, 50_000, 200_000):
+        rates, memory = [], []
+        for _ in range(3):
+            start = time.perf_counter()
+            memory.append(peak_memory(lambda number=number: classify(number)))
+            rates.append(number / (time.perf_counter() - start))
+        row = {"reviews": number, "reviews/s": statistics.median(rates), "spread": _spread(rates)}
+        rows.append({**row, "MiB more at most": statistics.median(memory)})
     return rows
 
 
@@ -137,8 +154,9 @@ def over_text() -> list[dict]:
 
 
 def over_processes() -> list[dict]:
-    rows = []
-    for processes, threads in ((1, 1), (1, 2), (2, 1)):
+    ways = ((1, 1), (1, 2), (2, 1))
+    rates: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+    for processes, threads in 3 * ways:
         with tempfile.TemporaryDirectory() as folder:
             launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
             flags = "--max_steps 150 --eval_strategy no --save_strategy no --load_best_model_at_end False --use_cpu "
@@ -147,14 +165,16 @@ def over_processes() -> list[dict]:
             command = [sys.executable, *launcher, "train.py", "configuration/default.yaml", *flags.split()]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
             results = json.loads((Path(folder) / "run" / "train_results.json").read_text())
-        rows.append(
-            {
-                "processes": processes,
-                "threads of each": threads,
-                "reviews/s, training": results["train_samples_per_second"],
-            }
-        )
-    return rows
+        rates[processes, threads].append(results["train_samples_per_second"])
+    return [
+        {
+            "processes": processes,
+            "threads of each": threads,
+            "reviews/s, training": statistics.median(of_way),
+            "spread": _spread(of_way),
+        }
+        for (processes, threads), of_way in rates.items()
+    ]
 
 
 def main():

@@ -173,6 +173,13 @@ class RNNSentTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DistributedDataParallel looks for unused parameters. There are none."}
     )
+    eval_accumulation_steps: int | None = field(
+        default=64,
+        metadata={
+            "help": "Evaluation batches whose answers are put together before they join the others. Without it, each "
+            "batch copies all answers before it."
+        },
+    )
     hub_strategy: str = field(
         default="end",
         metadata={"help": "When `push_to_hub` uploads. Default: the finished directory, with its code and card."},

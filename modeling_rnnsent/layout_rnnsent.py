@@ -90,8 +90,9 @@ class BatchLayout:
             mirrored = self.lengths[self._sequence] - 1 - position
             position = torch.where(mirrored >= 0, mirrored, position)
         place = self._sequence * self.max_length + position
-        row = torch.full((len(self.lengths) * self.max_length,), -1)
-        row[place] = torch.arange(self.num_rows).masked_fill_(self.is_padding, -1)
+        # By device: scripts have the GPU for a default.
+        row = torch.full((len(self.lengths) * self.max_length,), -1, device=place.device)
+        row[place] = torch.arange(self.num_rows, device=place.device).masked_fill_(self.is_padding, -1)
         self._places[reverse] = place, row
         return place, row
 
@@ -100,7 +101,7 @@ class BatchLayout:
         has_tokens = self.lengths > 0
         row = self._starts[(self.lengths - 1).clamp(min=0)] + self.rank
         final = output[row.masked_fill(~has_tokens, 0)]
-        return torch.where(has_tokens.unsqueeze(1), final, initial)
+        return torch.where(has_tokens.unsqueeze(1), final, initial.to(final.dtype))
 
 
 class _TakeRows(Function):

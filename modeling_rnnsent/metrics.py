@@ -33,7 +33,7 @@ class SingleLabelMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        scores, truth = np.array(predictions), np.array(references)
+        scores, truth = np.asarray(predictions), np.asarray(references)
         guesses = scores.argmax(axis=1)
         classes = np.arange(scores.shape[1])
         average = "binary" if len(classes) == 2 else "macro"
@@ -58,7 +58,7 @@ class MultiLabelMetrics(evaluate.Metric):
         return _info(self, {"predictions": row, "references": row})
 
     def _compute(self, predictions, references):
-        scores, truth = np.array(predictions), np.array(references).astype(int)
+        scores, truth = np.asarray(predictions), np.asarray(references).astype(int)
         guesses = (scores >= 0.5).astype(int)
         mixed = [column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)]
         return {
@@ -77,7 +77,7 @@ class RegressionMetrics(evaluate.Metric):
         return _info(self, {"predictions": value, "references": value})
 
     def _compute(self, predictions, references):
-        guesses, truth = np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
+        guesses, truth = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
         varies = len(truth) > 1 and guesses.std() > 0 and truth.std() > 0
         return {
             "mse": float(metrics.mean_squared_error(truth, guesses)),
@@ -115,7 +115,8 @@ def measure_for(labels: Labels) -> Callable[[np.ndarray, np.ndarray], dict[str, 
         "multi_label_classification": MultiLabelMetrics,
         "regression": RegressionMetrics,
     }[labels.problem_type](keep_in_memory=True)
-    return lambda predictions, references: module.compute(predictions=predictions, references=references)
+    # Not by `compute`, which makes Python's lists of all the numbers first.
+    return module._compute
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple, is_tracing, logging
@@ -147,7 +147,7 @@ class RNNSentPooler(nn.Module):
                 past = read[self.pooling](hidden_states, mask, past)
         pooled = []
         if self.pooling in ("max", "max_mean"):
-            pooled.append(past[0].masked_fill(past[0] == torch.finfo(past[0].dtype).min, 0))
+            pooled.append(past[0].masked_fill(past[0] == torch.finfo(past[0].dtype).min, 0).to(hidden_states.dtype))
         if self.pooling != "max":
             pooled.append((past[-2] / past[-1].clamp(min=1)).to(hidden_states.dtype))  # a text of no tokens: 0 / 1
         return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1), past
@@ -209,14 +209,18 @@ class RNNSentClassificationHead(nn.Module):
 
     def __init__(self, config: RNNSentConfig, input_size: int):
         super().__init__()
+        self.config = config
         self.is_sigmoid = config.classifier_head == "sigmoid"
-        is_value = config.problem_type == "regression"
-        self.mean, self.scale = (config.value_mean, config.value_scale) if is_value else (0.0, 1.0)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense = nn.Linear(input_size, config.classifier_hidden_size) if config.classifier_hidden_size else None
         self.out_proj = nn.Linear(
             config.classifier_hidden_size or input_size, 1 if self.is_sigmoid else config.num_labels
         )
+
+    @property
+    def scale(self) -> float:
+        """What the last layer's output is multiplied with: a regression's `value_scale`."""
+        return self.config.value_scale if self.config.problem_type == "regression" else 1.0
 
     def forward(self, features: Tensor) -> Tensor:
         """Features `(..., input_size)` to logits `(..., num_labels)`."""
@@ -224,8 +228,8 @@ class RNNSentClassificationHead(nn.Module):
         if self.dense is not None:
             features = self.dropout(torch.relu(self.dense(features)))
         logits = self.out_proj(features)
-        if (self.mean, self.scale) != (0, 1):
-            logits = logits * self.scale + self.mean
+        if self.config.problem_type == "regression":
+            logits = logits * self.config.value_scale + self.config.value_mean
         # Softmax over [0, z] is (1 - sigmoid(z), sigmoid(z)), and its cross-entropy is the binary one.
         return F.pad(logits, (1, 0)) if self.is_sigmoid else logits
 
@@ -480,6 +484,11 @@ class RNNSentModel(RNNSentPreTrainedModel):
         return mask, lengths, mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
 
 
+def _in_dtype_of(module: nn.Module, input: Tensor) -> Tensor:
+    """The input as a module's weights are: beside layers in bfloat16 a head may have been kept in float32."""
+    return input.to(next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), input.dtype))
+
+
 class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
     """
     A text's class, classes or value: [`RNNSentModel`], its pooling and a [`RNNSentClassificationHead`].
@@ -557,8 +566,9 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+        final_state = outputs.state
         with without_autocast(outputs.pooler_output):  # bfloat16 has three digits: a value of 1987 would be 1984
-            logits, final_state = self.classifier(outputs.pooler_output), outputs.state
+            logits = self.classifier(_in_dtype_of(self.classifier, outputs.pooler_output))
             if reads_ngrams:
                 ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)
                 logits = torch.lerp(logits, ngram_logits.to(logits), self.config.ngram_weight)
@@ -567,7 +577,7 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
             logits = logits / self.config.temperature
         loss = None
         if labels is not None:
-            self._check_labels(labels, logits)
+            labels = self._read_labels(labels, logits)
             if self.training and self.ngrams is not None and self.config.ngram_weight > 0:
                 logger.warning_once(
                     f"The n-grams, {self.config.ngram_weight:g} of this model's answer in evaluation, stay as they are "
@@ -581,19 +591,25 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
                 # Gradient accumulation: of the library's losses only cross-entropy divides by all the update's items.
                 loss = loss * labels.numel() / kwargs["num_items_in_batch"]
             if self.training:
-                loss = loss / self.classifier.scale**2
+                loss = loss / getattr(self.classifier, "scale", 1.0) ** 2  # the head may be another layer by now
         return RNNSentClassifierOutput(loss=loss, logits=logits, state=final_state, hidden_states=outputs.hidden_states)
 
-    def _check_labels(self, labels: Tensor, logits: Tensor):
-        """Of floats the library's loss would make a multi-label problem where none is said, for good."""
-        if not labels.is_floating_point() or self.config.problem_type not in (None, "single_label_classification"):
-            return
+    def _read_labels(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """
+        Labels of the type that the library's loss takes for what they are: by it, it tells the kind of problem where
+        none is said, for good, and of bytes, booleans and floats it would make one of several labels a text.
+        """
+        if self.config.problem_type not in (None, "single_label_classification"):
+            return labels if labels.is_floating_point() else labels.float()
         is_one_class = self.config.problem_type is not None or (self.ngrams is not None and self.ngrams.is_binary)
-        if is_one_class or labels.shape != logits.shape:
+        if not labels.is_floating_point() and labels.numel() == len(logits):
+            return labels.long()
+        if is_one_class or not labels.is_floating_point() or labels.shape != logits.shape:
             wanted = f"class indices of shape ({len(logits)},)"
             if not is_one_class:
                 wanted += f" or, for several labels a text, floats of shape {tuple(logits.shape)}"
             raise ValueError(f"`labels` must be {wanted}, got {labels.dtype} of shape {tuple(labels.shape)}.")
+        return labels
 
 
 class RNNSentForTokenClassification(RNNSentPreTrainedModel):
@@ -709,6 +725,16 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
             self.projections = nn.ModuleList(nn.Linear(config.hidden_size, size, bias=False) for _ in range(directions))
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.post_init()
+        self._forget_temperature()
+
+    def _forget_temperature(self):
+        # The library takes a classifier's, what its logits are divided by, for one to draw words at.
+        self.generation_config.temperature = GenerationConfig().temperature
+
+    def adjust_generation_fn(self, generation_config, *args, **kwargs):
+        super().adjust_generation_fn(generation_config, *args, **kwargs)
+        if getattr(self.generation_config, "_from_model_config", False):
+            self._forget_temperature()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
@@ -742,7 +768,11 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
 
         Returns:
             [`RNNSentCausalLMOutput`], or a tuple of its values with `return_dict=False`.
+
+        Raises:
+            ValueError: where the inputs do not fit together; for `state` with two directions.
         """
+        self._check_reads_on(state)
         outputs = self.rnnsent(
             input_ids,
             attention_mask=attention_mask,
@@ -770,7 +800,8 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
 
     @property
     def _samples(self) -> bool:
-        return self.training and self.config.sampled_softmax_size > 0
+        # A layer put in the place of the output layer may do more than its weights tell.
+        return self.training and self.config.sampled_softmax_size > 0 and isinstance(self.lm_head, nn.Linear)
 
     def _project(self, hidden_states: Tensor, direction: int) -> Tensor:
         """States of one direction `(..., hidden_size)` to what the output layer reads."""
@@ -786,6 +817,7 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> Tensor:
         """Mean cross-entropy of the next token, by `logits` if given, and, of a second direction, the one before."""
+        labels = labels.to(directions[0].device)
         is_pair = _pairs(labels, attention_mask)
         shifted = [(directions[0][:, :-1], labels[:, 1:]), *((part[:, 1:], labels[:, :-1]) for part in directions[1:])]
         total, count = 0.0, 0

@@ -236,6 +236,8 @@ class RNNSentRecurrence(nn.Module):
             dtype = self.weight_ih_l0.dtype
             zeros = torch.zeros(num_states, batch_size, self.hidden_size, dtype=dtype, device=input.device)
             state = (zeros, zeros) if self.cell_type == "lstm" else (zeros,)
+        else:  # it may be of a model in another type
+            state = tuple(part.to(self.weight_ih_l0.dtype) for part in state)
         if max_length == 0:  # torch's kernels refuse it: nothing is read and the state stays as it is
             output_size = self.hidden_size * (2 if self.num_directions == 2 and self.merge_mode == "concat" else 1)
             empty = state[0].new_zeros(batch_size, 0, output_size)

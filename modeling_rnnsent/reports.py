@@ -333,9 +333,11 @@ def write_model_card(
     recipe: str,
     results: dict[str, dict[str, float]],
     sizes: dict[str, int],
+    own_splits: dict[str, str],
     pictures: dict[str, str],
     mistakes: list[str] | None = None,
     repo_id: str | None = None,
+    processes: int = 1,
 ):
     """
     Writes `README.md`: how to use the model, what was measured, the recipe and the data.
@@ -347,9 +349,11 @@ def write_model_card(
         recipe (`str`): The same as the text of `recipe.yaml`.
         results (`dict[str, dict[str, float]]`): Metrics of `validation` and `test`, without prefixes.
         sizes (`dict[str, int]`): Texts in each split, of a language model their pieces.
+        own_splits (`dict[str, str]`): As in [`LabeledTexts`].
         pictures (`dict[str, str]`): Titles by file name.
         mistakes (`list[str]`, *optional*): Lines that show the most confident ones.
         repo_id (`str`, *optional*): Where on the Hub it will stand. None: nowhere.
+        processes (`int`, *optional*, defaults to 1): How many shared each step, a batch of the recipe's size each.
     """
     task = settings["task"]
     if task == "language-modeling":  # two directions beside each other generate nothing
@@ -369,11 +373,9 @@ def write_model_card(
         eval_results=[
             EvalResult(
                 task_type=task,
-                dataset_type=dataset if on_hub else "other",
-                dataset_name=data_name,
-                dataset_split=split,
+                **_measured_on(split, settings, dataset if on_hub else None, data_name, own_splits),
                 metric_type=_METRIC_TYPES[key],
-                metric_value=round(value, 6),
+                metric_value=float(f"{value:.6g}"),
                 metric_name=key,
             )
             for split, values in results.items()
@@ -381,9 +383,37 @@ def write_model_card(
             if key in _METRIC_TYPES
         ],
     )
-    place = repo_id or (name if Path(folder).is_absolute() or not Path(folder).name else Path(folder).as_posix())
-    text = _card_text(place, task, model, settings, recipe, results, sizes, pictures, data_name, mistakes or [])
+    # `./`: the Hub may have a repository of the same name as a folder, and the example runs its code.
+    is_elsewhere = Path(folder).is_absolute() or not Path(folder).name
+    place = repo_id or f"./{name if is_elsewhere else Path(folder).as_posix()}"
+    data_line = _data_line(settings, sizes, data_name, own_splits)
+    text = _card_text(
+        place, task, model, settings, recipe, results, sizes, pictures, data_line, mistakes or [], processes
+    )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / MODEL_CARD)
+
+
+def _measured_on(split: str, settings: dict, dataset: str | None, data_name: str, own_splits: dict[str, str]) -> dict:
+    """What an entry of the model index says of its data: only a data set's own split is named as that one's."""
+    if split in own_splits:
+        found = {"dataset_type": dataset or "other", "dataset_name": data_name, "dataset_split": own_splits[split]}
+        return {**found, "dataset_config": settings.get("dataset_config_name")}
+    path = settings.get(f"{split}_file")
+    name = f"{data_name}, held out of the training split" if path is None else Path(path).name
+    return {"dataset_type": "other", "dataset_name": name, "dataset_split": split}
+
+
+def _data_line(settings: dict, sizes: dict[str, int], data_name: str, own_splits: dict[str, str]) -> str:
+    """Which texts were for what."""
+    texts = "pieces of text" if settings["task"] == "language-modeling" else "texts"
+    config = settings.get("dataset_config_name")
+    parts = [f"`{data_name}`{f' (`{config}`)' if config else ''}: {sizes['train']:,} {texts} for training"]
+    for split, purpose in (("validation", "for validation"), ("test", "for the test")):
+        if split in sizes:
+            path = settings.get(f"{split}_file")
+            origin = "" if split in own_splits else " held out" if path is None else f" of `{Path(path).name}`"
+            parts.append(f"{sizes[split]:,}{origin} {purpose}")
+    return ", ".join(parts) + "."
 
 
 _ALONE = (
@@ -402,8 +432,9 @@ def _card_text(
     results: dict,
     sizes: dict,
     pictures: dict,
-    data_name: str,
+    data_line: str,
     mistakes: list[str],
+    processes: int,
 ) -> str:
     config = model.config
     kind = f"{'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
@@ -424,7 +455,8 @@ def _card_text(
     ngrams = ""
     if config.ngram_order and task == "text-classification":
         ngrams = (
-            f"with a linear model of n-grams to {config.ngram_order} words of weight {config.ngram_weight} beside it, "
+            f"a linear model of n-grams to {config.ngram_order} words ({model.ngrams.scores.numel():,} scores) of "
+            f"weight {config.ngram_weight} beside it, "
         )
     tested = "test" if "test" in results else "validation"
     shown = [f"![{title}]({file})" for file, title in pictures.items()]
@@ -454,15 +486,14 @@ def _card_text(
             *(["## Most confident mistakes", "", _BOLD, "", *mistakes] if mistakes else []),
             "## Data",
             "",
-            f"`{data_name}`: {sizes['train']:,} {texts} for training, {sizes['validation']:,} for validation"
-            + (f", {sizes['test']:,} for the test." if "test" in sizes else "."),
+            data_line,
             f"The best of the run's checkpoints by {settings['metric_for_best_model']} on the validation split is kept."
             if chosen
             else "The model is the one at the end of training.",
             "",
             "## Training",
             "",
-            "`train.py recipe.yaml` gives this run again, with",
+            f"`{repeating(processes)}` gives this run again, with",
             "",
             "```yaml",
             recipe.strip(),
@@ -472,6 +503,12 @@ def _card_text(
             "",
         ]
     )
+
+
+def repeating(processes: int) -> str:
+    """The command that gives a run again from the recipe in its directory."""
+    launch = f"accelerate launch --num_processes {processes} " if processes > 1 else ""
+    return f"{launch}train.py recipe.yaml"
 
 
 def _use(name: str, config, task: str) -> list[str]:

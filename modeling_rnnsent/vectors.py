@@ -6,6 +6,7 @@ Both are gensim's. Its own format is a pickle, which runs whatever code it holds
 
 import gzip
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +129,21 @@ def _has_header(name: str) -> bool:
 
 def _train(tokenizer, texts: Iterable[str], size: int, seed: int) -> tuple[list[int], np.ndarray]:
     """Vectors of the ids themselves: words outside the vocabulary are left out."""
-    encode, unknown = WordEncoder(tokenizer), tokenizer.unk_token_id
-    words = [str(index) for index in range(len(tokenizer))]  # one object a word: a text is then a list of pointers
-    rows = [[words[index] for index in row if index != unknown] for row in encode(list(texts))]
-    rows = [part for row in rows for part in in_pieces(row)]
-    vectors = import_gensim().Word2Vec(rows, vector_size=size, seed=seed, **_SETTINGS).wv
+    sentences = _Sentences(tokenizer, texts)
+    vectors = import_gensim().Word2Vec(sentences, vector_size=size, seed=seed, **_SETTINGS).wv
     return [int(word) for word in vectors.index_to_key], vectors.vectors
+
+
+class _Sentences:
+    """Texts as gensim reads them, once an epoch: ids in four bytes each, which are words only while they are read."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]):
+        encode, unknown, left = WordEncoder(tokenizer), tokenizer.unk_token_id, iter(texts)
+        self.words = np.array([str(index) for index in range(len(tokenizer))], dtype=object)
+        self.rows: list[np.ndarray] = []
+        while some := list(islice(left, 1000)):
+            self.rows += [row[row != unknown].astype(np.int32) for row in encode(some)]
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for row in self.rows:
+            yield from in_pieces(self.words[row].tolist())
