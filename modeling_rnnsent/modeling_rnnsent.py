@@ -570,7 +570,8 @@ class RNNSentForSequenceClassification(RNNSentPreTrainedModel):
         with without_autocast(outputs.pooler_output):  # bfloat16 has three digits: a value of 1987 would be 1984
             logits = self.classifier(_in_dtype_of(self.classifier, outputs.pooler_output))
             if reads_ngrams:
-                ngram_logits, past = self.ngrams(*self.rnnsent.read_ids(input_ids, attention_mask), past)
+                ids, lengths = self.rnnsent.read_ids(input_ids, attention_mask)
+                ngram_logits, past = self.ngrams(ids, lengths, past, use_cache)
                 logits = torch.lerp(logits, ngram_logits.to(logits), self.config.ngram_weight)
                 final_state = (*final_state, *past) if use_cache else None
         if not self.training and self.config.problem_type != "regression" and self.config.temperature != 1:
