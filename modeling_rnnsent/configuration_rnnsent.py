@@ -263,16 +263,18 @@ class RNNSentConfig(PreTrainedConfig):
                 f"problem_type={self.problem_type!r}."
             )
 
+    @staticmethod
+    def _is_saved(folder: str | os.PathLike, name: str, place: str) -> bool:
+        """Whether the code of an entry of `auto_map` lies in the folder; a config's own is yet to be saved."""
+        return name == "AutoConfig" or Path(folder, f"{str(place).split('.')[0]}.py").is_file()
+
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         # Set here and not at construction: whoever loads a config from a Hub repository and saves it again writes the
         # code files beside it, and must not go on pointing at that repository. What a model of a class made from these
         # has entered before stays, and nothing points at a file that is not there.
         own = {name: place for name, place in (getattr(self, "auto_map", None) or {}).items() if "--" not in str(place)}
-        self.auto_map = {
-            name: place
-            for name, place in {**AUTO_MAP, **own}.items()
-            if name == "AutoConfig" or Path(save_directory, f"{str(place).split('.')[0]}.py").is_file()
-        }
+        entries = [entry for entry in (*AUTO_MAP.items(), *own.items()) if self._is_saved(save_directory, *entry)]
+        self.auto_map = dict(entries)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 

@@ -182,5 +182,6 @@ def exported_pipeline(folder: str) -> TextClassificationPipeline:
     ```
     """
     scorer = OnnxScorer(folder, num_threads=torch.get_num_threads())
+    scorer.tokenizer.padding_side = "right"  # which is all that the graph takes, whatever the tokenizer's own
     with _quiet():  # the pipeline does not know the model's class by name
         return TextClassificationPipeline(model=RNNSentOnnxModel(scorer), tokenizer=scorer.tokenizer, device="cpu")

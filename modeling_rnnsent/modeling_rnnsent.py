@@ -730,11 +730,12 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
 
     def _forget_temperature(self):
         # The library takes a classifier's, what its logits are divided by, for one to draw words at.
-        self.generation_config.temperature = GenerationConfig().temperature
+        if self.generation_config.temperature == self.config.temperature:
+            self.generation_config.temperature = GenerationConfig().temperature
 
     def adjust_generation_fn(self, generation_config, *args, **kwargs):
         super().adjust_generation_fn(generation_config, *args, **kwargs)
-        if getattr(self.generation_config, "_from_model_config", False):
+        if generation_config is None:
             self._forget_temperature()
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -117,7 +117,7 @@ class RNNSentNgrams(nn.Module):
         rows, is_ngram = find_ngrams(ids, lengths, self.order, self.num_buckets)
         # Sorted, equal ones stand together. What is no n-gram goes to the end, as a row that there is not.
         rows = sort_rows(rows.masked_fill(~is_ngram, _PRIME).flatten(1))
-        is_new = F.pad(rows[:, 1:] != rows[:, :-1], (1, 0), value=True) & (rows < _PRIME)
+        is_new = (rows.diff(dim=1, prepend=rows.new_full((rows.shape[0], 1), -1)) > 0) & (rows < _PRIME)
         total, count = 0, 0
         if past is not None:
             _, bits, total, count = past

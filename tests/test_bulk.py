@@ -46,6 +46,8 @@ def make_model(folder, **settings):
     settings = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}, **settings}
     config = RNNSentConfig(vocab_size=len(TOKENIZER), embedding_size=8, hidden_size=6, **settings)
     model = RNNSentForSequenceClassification(config).eval()
+    if model.ngrams is not None:
+        torch.nn.init.normal_(model.ngrams.scores)
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return model
@@ -65,10 +67,11 @@ def expected_scores(folder, texts):
     [
         {"classifier_head": "sigmoid"},
         {"bidirectional": True, "pooling": "max_mean"},
-        {"problem_type": "multi_label_classification", "cell_type": "gru"},
+        {"bidirectional": True, "pooling": "max_mean", "ngram_order": 3, "ngram_buckets": 64, "temperature": 1.7},
+        {"problem_type": "multi_label_classification", "cell_type": "gru", "ngram_order": 2, "ngram_buckets": 64},
         {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}},
     ],
-    ids=["sigmoid", "both directions", "multi-label", "regression"],
+    ids=["sigmoid", "both directions", "n-grams", "multi-label", "regression"],
 )
 def test_bulk_gives_what_the_pipeline_gives_in_the_same_order(tmp_path, settings, exported, monkeypatch):
     make_model(tmp_path / "model", **settings)
@@ -411,21 +414,20 @@ def test_column_table_of_many_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cell_type, bidirectional, pooling",
+    "cell_type, bidirectional, pooling, ngram_order",
     [
-        ("lstm", False, "max_mean"),
-        ("lstm", True, "last"),
-        ("gru", False, "last"),
-        ("gru", True, "max_mean"),
-        ("rnn", False, "attention"),
-        ("rnn", True, "max"),
+        ("lstm", False, "max_mean", 0),
+        ("lstm", True, "last", 3),
+        ("gru", False, "last", 0),
+        ("gru", True, "max_mean", 1),
+        ("rnn", False, "attention", 0),
+        ("rnn", True, "max", 0),
     ],
 )
-def test_exported_graph_equals_the_model_at_every_shape(tmp_path, cell_type, bidirectional, pooling):
+def test_exported_graph_equals_the_model_at_every_shape(tmp_path, cell_type, bidirectional, pooling, ngram_order):
     pytest.importorskip("onnxruntime")
-    model = make_model(
-        tmp_path / "model", cell_type=cell_type, bidirectional=bidirectional, pooling=pooling, num_hidden_layers=2
-    )
+    settings = {"cell_type": cell_type, "bidirectional": bidirectional, "pooling": pooling, "ngram_order": ngram_order}
+    model = make_model(tmp_path / "model", num_hidden_layers=2, ngram_buckets=512, **settings)
     result = export_model(str(tmp_path / "model"), str(tmp_path / "onnx"))
     assert result["largest_difference"] < 1e-5
     ours, theirs = TorchScorer(model, TOKENIZER), OnnxScorer(str(tmp_path / "onnx"))

@@ -34,7 +34,8 @@ def reference(model, ids):
     """Logits of one text, a loop written out."""
     ngrams, order = model.ngrams, model.config.ngram_order
     found = [ids[i : i + n] for n in range(1, order + 1) for i in range(len(ids) - n + 1)]
-    total = sum(ngrams.scores[bucket(ngram, model.config.ngram_buckets)] for ngram in found)
+    found = {bucket(ngram, model.config.ngram_buckets) for ngram in found}  # each row once, however often it is met
+    total = sum(ngrams.scores[row] for row in found)
     logits = ngrams.bias + total / math.sqrt(max(1, len(found)))
     return torch.cat((torch.zeros(1), logits)) if model.config.num_labels == 2 else logits
 
@@ -83,6 +84,7 @@ def test_text_read_in_pieces_gives_the_same(pooling):
     model = make_with_ngrams(ngram_weight=0.5, pooling=pooling)
     lengths = [9, 2, 0, 5]
     batch = make_batch(lengths)
+    batch["input_ids"][0, 5:] = batch["input_ids"][0, :4]  # what was met in an earlier piece
     expected = model(**batch).logits
     state = None
     for start, end in ((0, 1), (1, 3), (3, 8), (8, 9)):
@@ -158,9 +160,9 @@ def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_fr
     settings = {"num_labels": num_labels, "problem_type": "single_label_classification"}
     model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=1, ngram_buckets=1 << 16, **settings)
     fit_ngrams(model, rows, labels, rows, labels)
-    counts = np.stack([np.bincount(row, minlength=100) for row in rows])
-    inverse = np.log((1 + len(rows)) / (1 + (counts > 0).sum(axis=0))) + 1
-    features = counts * inverse / np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    has = np.stack([np.bincount(row, minlength=100) > 0 for row in rows])
+    inverse = np.log((1 + len(rows)) / (1 + has.sum(axis=0))) + 1
+    features = has * inverse / np.sqrt(np.maximum(has.sum(axis=1, keepdims=True), 1))
     rival = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10_000).fit(features, labels)
     scores = torch.stack([model.ngrams.scores[bucket([token], 1 << 16)] for token in range(100)], dim=1)
     torch.testing.assert_close(scores, torch.tensor(rival.coef_ * inverse).float(), atol=2e-3, rtol=1e-3)
@@ -182,30 +184,20 @@ def test_first_scores_are_log_count_ratios(monkeypatch):
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
     monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", (2.0,))
     monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
-    rows = [np.array([3, 4]), np.array([3]), np.array([5])]
+    rows = [np.array([3, 4, 3]), np.array([3]), np.array([5])]
     labels = np.array([1, 1, 0])
     model = make(RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 16)
     fit_ngrams(model, rows, labels, rows, labels)
     counts = {
-        label: Counter(t for row, its in zip(rows, labels) if its == label for t in row.tolist()) for label in (0, 1)
+        label: Counter(t for row, its in zip(rows, labels) if its == label for t in set(row.tolist()))
+        for label in (0, 1)
     }
-    share = 3 / 4  # of all words, how many stand in texts of class 1
+    share = 3 / 4  # of all different words of each text, how many are of texts of class 1
     for token in (3, 4, 5, 9):
         ratio = math.log((counts[1][token] / share + 2) / (counts[0][token] / (1 - share) + 2))
         score = model.ngrams.scores[bucket([token], 1 << 16)]
         torch.testing.assert_close(score, torch.tensor([0.5 * ratio]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.ngrams.bias, torch.tensor([math.log(2)]))
-
-
-def test_common_words_are_counted_in_millions_of_texts(monkeypatch):
-    """Where float32 counts no further, at 2^24, a word that stands in all texts would seem to tell them apart."""
-    monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
-    monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
-    rows = [np.array([3] * 5_000 + [4] * 3_000, dtype=np.int32)] * 3_500
-    labels = np.array([0, 1] * 1_750)
-    model = make(RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 12)
-    fit_ngrams(model, rows, labels, rows[:2], labels[:2])
-    assert abs(model.ngrams.scores[bucket([3], 1 << 12)].item()) < 1e-4
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression", "three classes"])
