@@ -6,7 +6,6 @@ Trains a recurrent text classifier from a recipe:
 `python train.py` does the same in one process. `--help` lists every field; a flag beats the recipe.
 """
 
-import hashlib
 import math
 import sys
 from contextlib import ExitStack
@@ -15,12 +14,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow
 import torch
 import transformers
 import yaml
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback, pipeline, set_seed
-from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from modeling_rnnsent import (
     RNNSentConfig,
@@ -29,6 +26,7 @@ from modeling_rnnsent import (
     RNNSentPreTrainedModel,
 )
 from modeling_rnnsent.arguments import RNNSentTrainingArguments, Run, parse_run
+from modeling_rnnsent.checking import check_settings_of, check_smoothing, check_step, choose_metric
 from modeling_rnnsent.checkpoints import (
     DATA,
     PROCESSES,
@@ -41,7 +39,7 @@ from modeling_rnnsent.checkpoints import (
     list_checkpoints,
     locked,
 )
-from modeling_rnnsent.data import LabeledTexts, Labels, load_labeled_texts, load_texts, tokenize
+from modeling_rnnsent.data import LabeledTexts, Labels, digest_of, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.documents import DOCUMENTS
 from modeling_rnnsent.encoding import WordEncoder
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
@@ -57,7 +55,7 @@ from modeling_rnnsent.launching import (
 from modeling_rnnsent.metrics import fit_temperature, metrics_for
 from modeling_rnnsent.ngrams import choose_buckets, choose_weight, fit_ngrams
 from modeling_rnnsent.padding import PaddingCollator
-from modeling_rnnsent.publishing import check_access, publish_run
+from modeling_rnnsent.publishing import publish_run
 from modeling_rnnsent.reports import (
     REPORTS,
     Predictions,
@@ -70,7 +68,7 @@ from modeling_rnnsent.reports import (
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
-from modeling_rnnsent.training import NO_SHARDING, RNNSentTrainer, check_evaluation, check_step, choose_metric, usable
+from modeling_rnnsent.training import RNNSentTrainer
 from modeling_rnnsent.vectors import check_vectors, import_gensim, set_vectors
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 100
@@ -155,13 +153,7 @@ def train(run: Run):
             texts = load_texts(run.data)
         else:
             texts = load_labeled_texts(run.data, run.model.problem_type)
-    if (
-        arguments.label_smoothing_factor
-        and getattr(texts.labels, "problem_type", None) != "single_label_classification"
-    ):
-        raise InputError(
-            f"label_smoothing_factor must be 0 but for one class a text, got {arguments.label_smoothing_factor}."
-        )
+    check_smoothing(arguments, texts.labels)
     tokenizer = load_tokenizer(run, texts)
     parts = choose_texts(run, texts, tokenizer)
     with main_process_first():
@@ -251,53 +243,12 @@ def choose_texts(run: Run, texts: LabeledTexts, tokenizer) -> datasets.DatasetDi
     return datasets.DatasetDict(parts)
 
 
-def digest_of(splits: datasets.DatasetDict, tokenizer, labels: Labels | None) -> str:
-    """Tells data of other words, classes, texts or labels from this; a teacher's answers may differ in a last bit."""
-    found = hashlib.sha256(repr((sorted(tokenizer.get_vocab().items()), labels and labels.names)).encode())
-    for name in sorted(splits):
-        columns = ["input_ids", "length", *(["labels"] if labels is not None and name != "unlabeled" else [])]
-        for batch in splits[name].select_columns(columns).with_format("arrow").iter(batch_size=10_000):
-            for column in columns:
-                values = batch[column].combine_chunks()
-                while pyarrow.types.is_list(values.type) or pyarrow.types.is_large_list(values.type):
-                    values = values.flatten()
-                found.update(values.to_numpy(zero_copy_only=False).tobytes())
-    return found.hexdigest()
-
-
 class ClearOutputDir(TrainerCallback):
     """Removes the run that is to be overwritten when nothing keeps the new one from its first step."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.overwrite_output_dir and args.should_save:
             clear_output_dir(args, REPORTS)
-
-
-def check_settings_of(run: Run):
-    """Says now what `Trainer` would find out when the data is read and the n-grams are fitted."""
-    training, model = run.training, run.model
-    if training.gradient_checkpointing or training.use_liger_kernel:
-        name = "gradient_checkpointing" if training.gradient_checkpointing else "use_liger_kernel"
-        raise InputError(f"{name} is for transformers' own layers, not for recurrent ones: leave it out.")
-    if training.neftune_noise_alpha is not None and model.input_encoding == "one_hot":
-        raise InputError("neftune_noise_alpha is for an embedding, which input_encoding 'one_hot' has not.")
-    if run.data.task == "text-classification":
-        check_evaluation(training)
-    if training.early_stopping_patience is not None:
-        if not training.load_best_model_at_end:
-            raise InputError("early_stopping_patience needs load_best_model_at_end.")
-        if training.eval_strategy == "no":
-            raise InputError("early_stopping_patience needs an eval_strategy, 'epoch' or 'steps', got 'no'.")
-    if training.fp16 and training.device.type == "cpu":
-        raise InputError("fp16 is for a GPU: on a CPU give bf16, where it multiplies in it, or neither.")
-    if training.fsdp or training.deepspeed:
-        raise InputError(NO_SHARDING)
-    with usable("report_to", training.report_to):
-        for name, callback in zip(training.report_to, get_reporting_integration_callbacks(training.report_to)):
-            if name not in get_available_reporting_integrations():
-                callback()  # says what it lacks
-    if training.push_to_hub:
-        from_main_process(lambda: check_access(training))
 
 
 def check_start(run: Run):

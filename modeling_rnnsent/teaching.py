@@ -120,7 +120,10 @@ def _weigh(
     def loss(weights: np.ndarray) -> float:
         return mean_loss(np.tensordot(weights, validation, axes=1), labels, problem_type)
 
-    weights = minimize(loss, x0=np.full(len(names), 1 / len(names)), bounds=[(0, None)] * len(names)).x
+    # Of small values the search would take its first step's gain for none.
+    unit = (float(np.var(labels)) or 1.0) if problem_type == "regression" else 1.0
+    bounds = [(0, None)] * len(names)
+    weights = minimize(lambda weights: loss(weights) / unit, x0=np.full(len(names), 1 / len(names)), bounds=bounds).x
     alone = [mean_loss(part, labels, problem_type) for part in validation]
     told = "".join(f"{name} {weight:.2f} ({own:.4f}), " for name, weight, own in zip(names, weights, alone))
     print(f"teachers' weights (and validation losses): {told}together ({loss(weights):.4f})", flush=True)

@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
-from .arguments import RNNSentTrainingArguments
+from .checking import NO_SHARDING, usable
 from .checkpoints import (
     SETTINGS,
     UNFINISHED,
@@ -31,7 +31,6 @@ from .checkpoints import (
     remove_checkpoint,
     remove_checkpoints,
 )
-from .data import Labels
 from .errors import Diverged, InputError, Interrupted
 from .launching import stop_request
 from .metrics import mean_loss
@@ -53,33 +52,6 @@ _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 # Without it, unlabelled batches that are drawn from the training texts would be the labelled ones over again.
 _OTHER_ORDER = 1 << 20
-
-
-@contextmanager
-def usable(name: str, value: Any) -> Iterator[None]:
-    """Says in one line that `transformers` cannot do what a setting asks for: a package is missing, or another one."""
-    try:
-        yield
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{name} {getattr(value, 'value', value)!r} cannot be used: {error}") from error
-
-
-def check_step(arguments: RNNSentTrainingArguments, num_texts: int):
-    """Raises `InputError` where `dataloader_drop_last` leaves no step of all processes to train on."""
-    texts = arguments.train_batch_size * arguments.world_size
-    if arguments.dataloader_drop_last and num_texts < texts:
-        raise InputError(f"dataloader_drop_last leaves nothing of {num_texts} texts in steps of {texts}.")
-
-
-def check_evaluation(arguments: RNNSentTrainingArguments):
-    """Raises `InputError` where a classifier's answers would not be there for its metrics."""
-    for name, needed in (
-        ("prediction_loss_only", False),
-        ("batch_eval_metrics", False),
-        ("eval_do_concat_batches", True),
-    ):
-        if getattr(arguments, name) != needed:
-            raise InputError(f"{name} must be {needed} for a classifier, whose metrics are of all answers at once.")
 
 
 class _Steering(TrainerCallback):
@@ -132,10 +104,6 @@ class _Stopwatch(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         return {"args": {}, "attributes": {"earlier": self.seconds()}}
-
-
-# Both keep weights as views of their own memory, which cuDNN's layers lay out anew: these would stay what they were.
-NO_SHARDING = "fsdp and deepspeed are for models larger than a GPU: leave them out; --num_processes N is for N GPUs."
 
 
 class RNNSentTrainer(Trainer):
@@ -525,33 +493,3 @@ class RNNSentTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         return publish_run(self.args, commit_message)
-
-
-def choose_metric(arguments: RNNSentTrainingArguments, labels: Labels | None):
-    """
-    Sees to it that the best checkpoint is told by a metric that there is, in the right direction.
-
-    A regression has no accuracy, which recipes name: its mean squared error takes the place.
-
-    Args:
-        arguments ([`RNNSentTrainingArguments`]): `metric_for_best_model` and `greater_is_better` are set.
-        labels ([`Labels`], *optional*): What the labels are. None for language modeling, which has a loss only.
-
-    Raises:
-        InputError: for a metric that the labels do not have.
-    """
-    metric = arguments.metric_for_best_model
-    if metric is None:
-        return
-    metric = metric.removeprefix("eval_")
-    if labels is None:
-        names = ()
-    elif labels.problem_type == "regression":
-        names = ("mse", "pearson")
-        metric = "mse" if metric == "accuracy" else metric
-    else:
-        names = ("accuracy", "precision", "recall", "f1", "roc_auc")
-    if metric not in ("loss", *names):
-        raise InputError(f"metric_for_best_model must be one of {', '.join(('loss', *names))}, got {metric!r}.")
-    arguments.metric_for_best_model = metric
-    arguments.greater_is_better = metric not in ("loss", "mse")

@@ -13,9 +13,10 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from .arguments import FOUND_OUT, RUN_ONLY, Run, parse_run
-from .checkpoints import locked
+from .checking import check_settings_of, check_smoothing, check_step, choose_metric
+from .checkpoints import DATA, locked
 from .configuration_rnnsent import RNNSentConfig
-from .data import load_labeled_texts, tokenize
+from .data import digest_of, load_labeled_texts, tokenize
 from .errors import Diverged, InputError, Interrupted
 from .launching import stop_request, use_threads
 from .metrics import metrics_for
@@ -23,7 +24,7 @@ from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import PaddingCollator
 from .showing import figures
 from .tokenization import build_tokenizer
-from .training import RNNSentTrainer, check_evaluation, check_step, choose_metric
+from .training import RNNSentTrainer
 
 STUDY = "rnnsent"
 
@@ -97,7 +98,7 @@ def tune_recipe(
             "rnnsent tune makes the tokenizer and learns from labels: no tokenizer_name, no teacher, and no "
             "term for texts without labels."
         )
-    check_evaluation(run.training)
+    check_settings_of(run)
     use_threads(run.training)
     settings = run.settings(None)  # before the search changes what it needs to
     logging.set_verbosity_error()
@@ -124,7 +125,7 @@ def search(run: Run, settings: dict[str, Any], folder: Path, fixed: set[str], mi
     asked = {**settings, "flags": sorted(fixed)}
     if run.model.input_encoding == "one_hot":
         fixed = fixed | {"word_dropout", "embedding_dropout"}
-    trainer = make_trainer(run, fixed)
+    trainer, asked[DATA] = make_trainer(run, fixed)
     metric = run.training.metric_for_best_model
     direction = "maximize" if run.training.greater_is_better else "minimize"
     kept = {"study_name": STUDY, "storage": f"sqlite:///{folder / 'study.db'}", "load_if_exists": True}
@@ -183,6 +184,11 @@ def check_same_search(study, settings: dict[str, Any], folder: Path):
     elif held != settings:
         held = held or {}
         name = next(name for name in {**held, **settings} if held.get(name) != settings.get(name))
+        if name == DATA:
+            raise InputError(
+                f"{folder} holds a search on other data: texts or labels have changed since. Go on with those that it "
+                "began with, or name another --output."
+            )
         raise InputError(
             f"{folder} holds a search with {name}={held.get(name)}, this one has {name}={settings.get(name)}: go on "
             "with what it began with, or name another --output."
@@ -216,8 +222,11 @@ class _TrialTrainer(RNNSentTrainer):
         super()._report_to_hp_search(trial, math.ceil(self.state.epoch), metrics)
 
 
-def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
-    """A trainer that makes a new model for every trial, with all but the `fixed` settings searched for."""
+def make_trainer(run: Run, fixed: set[str]) -> tuple[RNNSentTrainer, str]:
+    """
+    A trainer that makes a new model for every trial, with all but the `fixed` settings searched for, and what tells its
+    data from others.
+    """
     arguments = run.training
     texts = load_labeled_texts(run.data, run.model.problem_type)
     tokenizer = build_tokenizer(texts.texts(), **run.data.tokenizer_options)
@@ -225,6 +234,7 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
     splits = tokenize(texts.splits, tokenizer, run.data.max_length, run.data.preprocessing_num_workers)
     arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"
     choose_metric(arguments, texts.labels)
+    check_smoothing(arguments, texts.labels)
     arguments.save_strategy, arguments.load_best_model_at_end, arguments.disable_tqdm = "no", False, True
     arguments.eval_strategy = "epoch"
     given = {name: value for name, value in vars(run.model).items() if value is not None}
@@ -248,7 +258,7 @@ def make_trainer(run: Run, fixed: set[str]) -> RNNSentTrainer:
         compute_metrics=metrics_for(texts.labels),
     )
     trainer.remove_callback(PrinterCallback)  # standard output is for the result
-    return trainer
+    return trainer, digest_of(splits, tokenizer, texts.labels)
 
 
 def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
