@@ -6,7 +6,7 @@ import re
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification, RNNSentModel
 
 DEFAULTS = {
     "num_hidden_layers": 1,
@@ -100,7 +100,9 @@ def test_fields_that_exclude_each_other(settings):
 
 def test_saves_every_auto_class_and_reads_back(tmp_path):
     config = RNNSentConfig(vocab_size=50, cell_type="gru", pad_token_id=7, num_labels=3)
-    config.save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path / "alone")  # without the models' code
+    assert set(json.loads((tmp_path / "alone" / "config.json").read_text())["auto_map"]) == {"AutoConfig"}
+    RNNSentModel(config).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert set(saved["auto_map"]) == {
         "AutoConfig",

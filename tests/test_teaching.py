@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import SMALL, make_reviews, train
 from datasets import Dataset, DatasetDict
-from test_bulk import make_model
+from test_bulk import TOKENIZER, make_model, make_texts
 from test_training import fails
 from transformers import AutoTokenizer
 
@@ -170,3 +170,19 @@ def test_document_vectors_teach_texts_without_labels_only(reviews, tmp_path):
     )
     assert "doc2vec " in result.stdout and "300 unlabeled" in result.stdout
     assert "teacher_name_or_path:\n- doc2vec" in (tmp_path / "student" / "recipe.yaml").read_text()
+
+
+def test_teachers_of_small_values_are_weighted_too(tmp_path, capsys):
+    """The one whose answers are the labels has all of the weight, whatever the values' unit."""
+    value = {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}}
+    for name, pooling in (("right", "mean"), ("wrong", "last")):
+        make_model(tmp_path / name, pooling=pooling, value_mean=1e-3, value_scale=1e-3, **value)
+    names = [str(tmp_path / name) for name in ("wrong", "right")]
+    texts = make_texts(120)
+    answers = np.array(list(BulkClassifier(load_scorer(names[1]))(texts))).ravel()
+    validation = Dataset.from_dict({"text": texts, "label": answers})
+    splits, unlabeled = DatasetDict(train=validation, validation=validation), Dataset.from_dict({"text": texts})
+    taught = ask_teachers(names, splits, unlabeled, Labels("regression"), TOKENIZER)
+    weights = [float(weight) for weight in re.findall(r" ([\d.]+) \([\d.]+\), ", capsys.readouterr().out)]
+    assert weights == pytest.approx([0, 1], abs=0.02)
+    np.testing.assert_allclose(np.ravel(taught["label"][:]), answers, rtol=0.01, atol=1e-5)

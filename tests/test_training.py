@@ -104,6 +104,10 @@ def test_model_card_reads_back(book_run):
     assert results["test", "accuracy"] == round(read(book_run / "test_results.json")["test_accuracy"], 6)
     for name in ("training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"):
         assert f"({name})" in card.text
+    assert {item.dataset_name for item in card.data.eval_results} == {"validation.csv", "test.csv"}
+    assert re.search(
+        r"`train.csv`: 400 texts for training, \d+ of `validation.csv` for validation, \d+ of `test.csv`", card.text
+    )
     assert "classifier_head: sigmoid" in card.text and str(book_run.parent) not in card.text.split("## Training")[0]
 
 

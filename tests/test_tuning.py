@@ -106,6 +106,11 @@ def test_batches_larger_than_the_data_are_given_up(reviews, tmp_path):
         "COMPLETE"
     }
     assert len(study.trials) == 6
+    frame.iloc[::-1].to_csv(tmp_path / "train.csv", index=False)
+    again = run(
+        RNNSENT, "tune", recipe, f"--output={tmp_path / 'tuned'}", "--minutes=5", "--trials=6", *flags, check=False
+    )
+    assert again.returncode == 1 and "holds a search on other data" in again.stderr
 
 
 def test_what_cannot_be_searched_is_said(tmp_path):
@@ -115,6 +120,7 @@ def test_what_cannot_be_searched_is_said(tmp_path):
         (["configuration/default.yaml", "--minutes=0"], "must be positive"),
         (["configuration/default.yaml", "--tokenizer_name=runs/other"], "no tokenizer_name"),
         (["configuration/default.yaml", "--entropy_weight=1"], "no term for texts without labels"),
+        (["configuration/default.yaml", "--gradient_checkpointing=true"], "not for recurrent ones"),
     ):
         result = run(RNNSENT, "tune", *flags, f"--output={tmp_path / 'tuned'}", check=False)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
