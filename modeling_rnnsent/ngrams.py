@@ -121,7 +121,7 @@ def fit_ngrams(
                 regression = _RatioRegression(_log_count_ratios(inside, everywhere, kind), bias, *texts, seed)
             history = histories[order, kind] = []
             for loss in regression.train(validation_rows, validation_targets):
-                history.append(loss)
+                history.append(loss * float(scale) ** 2)  # of values in their own unit
                 if loss < lowest:
                     lowest = loss
                     ngrams.scores.copy_(regression.scores * scale)
