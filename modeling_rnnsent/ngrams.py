@@ -312,7 +312,7 @@ def _batches(rows: Sequence[np.ndarray], index: np.ndarray, order: int, num_buck
         is_ngram &= (ids[order - 1 :] >= 0).unsqueeze(1)
         lengths = torch.tensor([order - 1 + len(row) for row in batch])
         text = torch.arange(len(batch)).repeat_interleave(lengths)[order - 1 :, None].expand_as(buckets)[is_ngram]
-        both = np.sort((text * num_buckets + buckets[is_ngram]).numpy())  # in a fraction of torch's time
+        both = np.sort((text * num_buckets + buckets[is_ngram]).numpy())  # in less time than torch takes
         both = torch.from_numpy(both[np.diff(both, prepend=-1) > 0])
         text = both // num_buckets
         yield both - text * num_buckets, text, text.bincount(minlength=len(batch))

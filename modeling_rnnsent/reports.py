@@ -507,7 +507,7 @@ def _card_text(
 
 def repeating(processes: int) -> str:
     """The command that gives a run again from the recipe in its directory."""
-    launch = f"accelerate launch --num_processes {processes} " if processes > 1 else ""
+    launch = f"torchrun --nproc_per_node {processes} " if processes > 1 else ""  # accelerate's is another without GPUs
     return f"{launch}train.py recipe.yaml"
 
 
