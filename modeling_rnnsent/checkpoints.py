@@ -30,6 +30,7 @@ SETTINGS = "run_settings.json"
 DATA = "data"  # the setting that stands for what the data holds, a digest
 PROCESSES = "num_processes"  # and the one for how many share a step's texts
 _DIGESTS, _STATE, _LOCK = "digests.json", "trainer_state.json", ".lock"
+METRICS = (TRAIN_RESULTS, "eval_results.json", "test_results.json", _STATE)
 # What a run that is taken up may have otherwise: how long it goes on, what it shows and keeps, how fast it is. What its
 # data holds is known when that is read, and `check_data` is asked then.
 _MAY_DIFFER = ("num_train_epochs", "max_steps", "early_stopping_patience", DATA)
@@ -149,7 +150,7 @@ def clear_output_dir(arguments: RNNSentTrainingArguments, reports: tuple[str, ..
     directory is a run's. To be called when all else has been checked.
     """
     folder = Path(arguments.output_dir)
-    for name in (TRAIN_RESULTS, "eval_results.json", "test_results.json", _STATE, *reports):
+    for name in (*METRICS, *reports):
         (folder / name).unlink(missing_ok=True)
     for checkpoint in list_checkpoints(folder):
         remove_checkpoint(checkpoint)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.constants import REPOCARD_NAME
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
 
 from .arguments import RNNSentTrainingArguments
+from .checkpoints import METRICS
 from .errors import InputError
+from .reports import REPORTS
 
 # Of the library that the client sends requests by, which is httpx or its successor.
 HTTPError = HfHubHTTPError.__bases__[0]
@@ -31,14 +33,15 @@ def publish(
     commit_message: str = "End of training",
 ):
     """
-    Uploads a trained directory as it stands, in one commit: weights, tokenizer, code, card and pictures.
+    Uploads a trained directory as it stands, in one commit: weights, tokenizer, code, card and pictures. The results and
+    pictures that an earlier run left in the repository and that this one has not are removed by the same commit.
 
     Args:
         folder (`str`): The directory.
         repo_id (`str`, *optional*): `NAME` or `OWNER/NAME`; created where there is none. None: the directory's name.
         token (`str`, *optional*): A token that may write. None: the one of `hf auth login`.
         private (`bool`, *optional*): Whether a new repository is private. None: as its owner has set.
-        revision (`str`, *optional*): Branch. None: `main`.
+        revision (`str`, *optional*): Branch; begun from `main` where there is none. None: `main`.
         commit_message (`str`, *optional*): First line of the commit.
 
     Returns:
@@ -53,7 +56,7 @@ def publish(
     left = f"Nothing is lost: {folder} stays as it is, and the same command without --overwrite_output_dir uploads it."
     with hub_errors(repo_id, left):
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = _open(api, repo_id, private, revision)
         with _named_in_card(Path(folder), repo_id):
             return api.upload_folder(
                 repo_id=repo_id,
@@ -61,7 +64,20 @@ def publish(
                 commit_message=commit_message,
                 revision=revision,
                 ignore_patterns=IGNORED,
+                delete_patterns=[*METRICS, *REPORTS],
             )
+
+
+def _open(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+    """Sees to it that there is such a repository and branch, and that the token may write there; gives its whole name."""
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    api.auth_check(repo_id, write=True)  # a repository that there is is created, as it were, with any token
+    if revision is not None:
+        try:
+            api.repo_info(repo_id, revision=revision)
+        except RevisionNotFoundError:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
 
 
 @contextmanager
@@ -86,9 +102,15 @@ def _named_in_card(folder: Path, repo_id: str) -> Iterator[None]:
 
 
 def check_access(arguments: RNNSentTrainingArguments):
-    """Raises `InputError` where the Hub cannot be reached, or not with the run's token: before hours of training."""
-    with hub_errors(arguments.hub_model_id or Path(arguments.output_dir).resolve().name, NOTHING_TRAINED):
-        HfApi(token=arguments.hub_token).whoami()
+    """
+    Makes the repository and the branch that a run is to be uploaded to, before hours of training.
+
+    Raises:
+        InputError: where the Hub cannot be reached, or the run's token may not write there.
+    """
+    repo_id = arguments.hub_model_id or Path(arguments.output_dir).resolve().name
+    with hub_errors(repo_id, NOTHING_TRAINED):
+        _open(HfApi(token=arguments.hub_token), repo_id, arguments.hub_private_repo, arguments.hub_revision)
 
 
 def publish_run(arguments: RNNSentTrainingArguments, commit_message: str = "End of training"):

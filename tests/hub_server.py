@@ -22,6 +22,7 @@ class HubServer:
     def __init__(self):
         self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
         self.heads: dict[str, dict[str, str]] = {}
+        self.private: set[str] = set()
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.drop: str | None = None  # a pattern: requests that match get half an answer, or none
@@ -39,9 +40,10 @@ class HubServer:
         commit = self.heads[repo_id].get(revision, revision)
         return self.repositories[repo_id][commit]
 
-    def commit(self, repo_id: str, branch: str, files: dict[str, bytes]) -> str:
-        parent = self.heads[repo_id].get(branch) or self.heads[repo_id].get("main")
+    def commit(self, repo_id: str, branch: str, files: dict[str, bytes], deleted: tuple[str, ...] = ()) -> str:
+        parent = self.heads[repo_id].get(branch)
         content = {**(self.repositories[repo_id][parent] if parent else {}), **files}
+        content = {path: held for path, held in content.items() if path not in deleted}
         digest = hashlib.sha1(repr((parent, sorted(content.items()))).encode()).hexdigest()
         self.repositories[repo_id][digest] = content
         self.heads[repo_id][branch] = digest
@@ -86,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
             (r"POST /(.+)\.git/info/lfs/objects/batch", self.batch),
             (r"PUT /large/(.+)", self.take_large),
             (r"POST /api/(?:models|spaces)/(.+)/commit/(.+)", self.take_commit),
+            (r"POST /api/models/(.+)/branch/(.+)", self.branch),
+            (r"GET /api/models/(.+)/auth-check/write", self.check),
+            (r"GET /api/(?:models|spaces)/([^/]+/[^/]+)", self.info),
             (r"GET /api/(?:models|spaces)/(.+)/revision/(.+)", self.info),
             (r"GET /api/(?:models|spaces)/(.+)/tree/([^/]+)/?.*", self.tree),
             (r"(?:GET|HEAD) /(?:spaces/)?(.+)/resolve/([^/]+)/(.+)", self.resolve),
@@ -138,11 +143,21 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in hub.repositories:
             return self.send({"error": "You already created this model repo", "url": f"/{repo_id}"}, 409)
         hub.repositories[repo_id], hub.heads[repo_id] = {}, {}
+        hub.private |= {repo_id} if wanted.get("visibility") == "private" else set()
         hub.commit(repo_id, "main", {".gitattributes": b"*.safetensors filter=lfs\n"})
         return self.send({"url": f"{hub.endpoint}/{repo_id}", "name": repo_id})
 
-    def preupload(self, body: bytes, repo_id: str, revision: str):
+    def check(self, body: bytes, repo_id: str):
         if self.may_write(repo_id.split("/")[0]):
+            self.send({})
+
+    def branch(self, body: bytes, repo_id: str, branch: str):
+        if self.may_write(repo_id.split("/")[0]) and (commit := self.found(repo_id, "main")):
+            self.server_hub.heads[repo_id][branch] = commit
+            self.send({})
+
+    def preupload(self, body: bytes, repo_id: str, revision: str):
+        if self.may_write(repo_id.split("/")[0]) and self.found(repo_id, revision):
             files = json.loads(body)["files"]
             modes = {
                 file["path"]: "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular" for file in files
@@ -166,16 +181,18 @@ class _Handler(BaseHTTPRequestHandler):
         return self.send(b"")
 
     def take_commit(self, body: bytes, repo_id: str, revision: str):
-        if not self.may_write(repo_id.split("/")[0]):
+        if not (self.may_write(repo_id.split("/")[0]) and self.found(repo_id, revision)):
             return None
-        files = {}
+        files, deleted = {}, []
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server_hub.large[value["oid"]]
-        commit = self.server_hub.commit(repo_id, revision, files)
+            elif line["key"] == "deletedFile":
+                deleted.append(value["path"])
+        commit = self.server_hub.commit(repo_id, revision, files, tuple(deleted))
         url = f"{self.server_hub.endpoint}/{repo_id}/commit/{commit}"
         return self.send({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
 
@@ -191,10 +208,10 @@ class _Handler(BaseHTTPRequestHandler):
             return commit
         return None
 
-    def info(self, body: bytes, repo_id: str, revision: str):
+    def info(self, body: bytes, repo_id: str, revision: str = "main"):
         if commit := self.found(repo_id, revision):
             names = [{"rfilename": path} for path in self.server_hub.repositories[repo_id][commit]]
-            self.send({"id": repo_id, "sha": commit, "siblings": names, "private": False, "tags": []})
+            self.send({"id": repo_id, "sha": commit, "siblings": names, "private": repo_id in self.server_hub.private, "tags": []})
 
     def tree(self, body: bytes, repo_id: str, revision: str):
         if commit := self.found(repo_id, revision):

@@ -85,6 +85,30 @@ def test_run_is_pushed_and_loads_without_the_package(hub, reviews, tmp_path):
     assert pinned == answers != newest
 
 
+def test_branch_token_and_private_repository_are_those_that_were_asked_for(hub, reviews, tmp_path, pushing):
+    output, flags = pushing
+    secret = ["--hub_token=hf_owner", "--hub_private_repo=true", "--hub_revision=second", "--hub_model_id=mine"]
+    train(*flags, *secret, HF_HUB_OFFLINE="0", HF_TOKEN="hf_reader")
+    assert hub.private == {"owner/mine"} and set(hub.files("owner/mine")) == {".gitattributes"}
+    pushed = hub.files("owner/mine", "second")
+    assert pushed["model.safetensors"] == (output / "model.safetensors").read_bytes()
+    assert not [name for name, content in pushed.items() if b"hf_owner" in content]
+    # What an earlier run measured and drew is not left beside the next one's results, what else is there is.
+    assert "train_results.json" in pushed and "training_curves.png" in pushed
+    hub.commit("owner/mine", "second", {"roc.png": b"old", "test_results.json": b"{}", "NOTES.md": b"by hand"})
+    train(*flags, *secret, "--seed=5", "--overwrite_output_dir", HF_HUB_OFFLINE="0")
+    pushed = hub.files("owner/mine", "second")
+    assert set(pushed) == {path.name for path in output.iterdir() if path.is_file()} | {".gitattributes", "NOTES.md"}
+
+
+def test_repository_that_the_token_may_only_read_is_refused_before_the_training(hub, pushing):
+    output, flags = pushing
+    hub.repositories["owner/mine"], hub.heads["owner/mine"] = {}, {}
+    hub.commit("owner/mine", "main", {".gitattributes": b""})
+    line = fails(*flags, "--hub_model_id=owner/mine", HF_TOKEN="hf_reader", HF_HUB_OFFLINE="0")
+    assert "may not write there" in line and "Nothing has been trained yet" in line and not output.exists()
+
+
 def test_card_of_a_language_model_uploaded_later_starts_from_the_repository(hub, reviews, tmp_path):
     flags = [f"--train_file={reviews / 'train.csv'}", *SMALL, "--task=language-modeling", "--bidirectional=true"]
     flags += ["--max_steps=1", f"--output_dir={tmp_path / 'both'}"]
