@@ -33,8 +33,8 @@ def publish(
     commit_message: str = "End of training",
 ):
     """
-    Uploads a trained directory as it stands, in one commit: weights, tokenizer, code, card and pictures. The results and
-    pictures that an earlier run left in the repository and that this one has not are removed by the same commit.
+    Uploads a trained directory as it stands, in one commit: weights, tokenizer, code, card and pictures. The same commit
+    removes the results and pictures of an earlier run that this one has not.
 
     Args:
         folder (`str`): The directory.
@@ -69,7 +69,7 @@ def publish(
 
 
 def _open(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
-    """Sees to it that there is such a repository and branch, and that the token may write there; gives its whole name."""
+    """Sees to it that there is this repository and branch, and that the token may write there; gives its whole name."""
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     api.auth_check(repo_id, write=True)  # a repository that there is is created, as it were, with any token
     if revision is not None:

@@ -1,11 +1,12 @@
 """
 Word vectors to start an embedding from: read from a file, or trained on the texts at hand (CBOW, Mikolov et al., 2013).
 
-Both are gensim's. Its own format is a pickle, which runs whatever code it holds: only the plain formats are read.
+Training and the binary format are gensim's. Its own format is a pickle, which runs whatever code it holds: only the
+plain formats are read.
 """
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def set_vectors(
         `float`: share of the vocabulary, special tokens apart, that has a vector.
 
     Raises:
-        InputError: where gensim is missing, the file cannot be read, its vectors are of another size than the
-            embedding, or it has none of the words.
+        InputError: where gensim is missing and needed (for all but text files), the file cannot be read, its vectors
+            are of another size than the embedding, or it has none of the words.
     """
     embedding = model.get_input_embeddings()
     if embedding is None:
@@ -61,16 +62,10 @@ def set_vectors(
     if name == TRAINED:
         rows, vectors = _train(tokenizer, texts, embedding.embedding_dim, seed)
     else:
-        found = _read(name)
-        if found.vector_size != embedding.embedding_dim:
-            raise InputError(
-                f"word_vectors {name!r}: its vectors have {found.vector_size} elements, embedding_size is "
-                f"{embedding.embedding_dim}."
-            )
-        words = [word for word in vocabulary if word in found]
-        if not words:
+        found = _read(name, embedding.embedding_dim, vocabulary)
+        if not found:
             raise InputError(f"word_vectors {name!r}: it has none of the {len(vocabulary)} words of the vocabulary.")
-        rows, vectors = [vocabulary[word] for word in words], found[words]
+        rows, vectors = [vocabulary[word] for word in found], list(found.values())
     vectors = torch.from_numpy(np.array(vectors, dtype=np.float32))
     vectors *= model.config.initializer_range / vectors.square().mean().sqrt().clamp(min=1e-12)
     with torch.no_grad():
@@ -86,9 +81,10 @@ def check_vectors(name: str):
         name (`str`): As in [`set_vectors`].
 
     Raises:
-        InputError: where gensim is missing, or there is no such file in one of the formats.
+        InputError: where gensim is missing and needed, or there is no such file in one of the formats.
     """
-    import_gensim()
+    if name == TRAINED or _is_binary(name):
+        import_gensim()
     if name == TRAINED:
         return
     if not name.endswith(_SUFFIXES):
@@ -112,19 +108,56 @@ def in_pieces(row: list[str]) -> Iterator[list[str]]:
         yield row[start : start + MOST_WORDS]
 
 
-def _read(name: str):
-    read = import_gensim().KeyedVectors.load_word2vec_format
-    is_binary = name.removesuffix(".gz").endswith(".bin")
+def _is_binary(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(".bin")
+
+
+def _read(name: str, size: int, vocabulary: Container[str]) -> dict[str, np.ndarray]:
+    """The vectors, of `size` elements, of those words of a file that are in the vocabulary."""
     try:
-        # GloVe's files lack the first line, which gives the number of words and of elements.
-        return read(name, binary=is_binary, no_header=not is_binary and not _has_header(name), unicode_errors="replace")
+        if _is_binary(name):
+            vectors = import_gensim().KeyedVectors.load_word2vec_format(name, binary=True, unicode_errors="replace")
+            _check_size(name, vectors.vector_size, size)
+            return {word: vectors[word] for word in vectors.index_to_key if word in vocabulary}
+        settings = {"encoding": "utf-8", "errors": "replace", "newline": "\n"}
+        with (gzip.open if name.endswith(".gz") else open)(name, "rt", **settings) as lines:
+            return _read_lines(name, lines, size, vocabulary)
+    except InputError:
+        raise
     except Exception as error:  # a file may be broken in many ways
         raise InputError(f"word_vectors {name!r} is not readable: {error}") from error
 
 
-def _has_header(name: str) -> bool:
-    with (gzip.open if name.endswith(".gz") else open)(name, "rt", encoding="utf-8", errors="replace") as file:
-        return len(file.readline().split()) == 2
+def _read_lines(name: str, lines: Iterable[str], size: int, vocabulary: Container[str]) -> dict[str, np.ndarray]:
+    """
+    A word and its vector a line. gensim would hold all words, and refuses those with spaces in them, of which GloVe's
+    largest file has some.
+    """
+    found, words, expected = {}, 0, None
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            elements = len(line.split()) - 1
+            if elements == 1:  # how many words there are, and of how many elements: not in GloVe's files
+                expected, elements = (int(part) for part in line.split())
+            _check_size(name, elements, size)
+            if expected is not None:
+                continue
+        if not line.strip():
+            continue
+        word, *vector = line.rstrip("\r\n ").rsplit(" ", size)
+        if len(vector) != size:
+            raise ValueError(f"line {number} has {len(vector)} elements, not {size}")
+        words += 1
+        if word in vocabulary and word not in found:
+            found[word] = np.array(vector, dtype=np.float32)
+    if expected not in (None, words):
+        raise ValueError(f"{words} words where its first line says {expected}")
+    return found
+
+
+def _check_size(name: str, elements: int, size: int):
+    if elements != size:
+        raise InputError(f"word_vectors {name!r}: its vectors have {elements} elements, embedding_size is {size}.")
 
 
 def _train(tokenizer, texts: Iterable[str], size: int, seed: int) -> tuple[list[int], np.ndarray]:

@@ -211,7 +211,15 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, body: bytes, repo_id: str, revision: str = "main"):
         if commit := self.found(repo_id, revision):
             names = [{"rfilename": path} for path in self.server_hub.repositories[repo_id][commit]]
-            self.send({"id": repo_id, "sha": commit, "siblings": names, "private": repo_id in self.server_hub.private, "tags": []})
+            self.send(
+                {
+                    "id": repo_id,
+                    "sha": commit,
+                    "siblings": names,
+                    "private": repo_id in self.server_hub.private,
+                    "tags": [],
+                }
+            )
 
     def tree(self, body: bytes, repo_id: str, revision: str):
         if commit := self.found(repo_id, revision):

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,26 @@ def test_what_cannot_be_used_is_said(vectors, tokenizer, tmp_path):
     (tmp_path / "broken.bin").write_bytes(b"4 4\nfilm \x00")
     with pytest.raises(InputError, match="not readable"):
         set_vectors(make_model(tokenizer), str(tmp_path / "broken.bin"), tokenizer, [])
+    lines = Path(path).read_text().splitlines()
+    for name, content, said in (
+        ("cut.txt", "\n".join(lines[:-1]), "3 words where its first line says 4"),
+        ("short.txt", "\n".join([*lines[:-1], "elsewhere 1 2"]), "line 5 has 2 elements, not 4"),
+        ("letters.txt", "film a b c d\n", "could not convert string to float: 'a'"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=f"{name}' is not readable: {said}"):
+            set_vectors(make_model(tokenizer), str(tmp_path / name), tokenizer, [])
+
+
+def test_text_files_need_no_gensim_and_may_hold_words_with_spaces(monkeypatch, tokenizer, tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text(", 9 9 9 9\n. . film 1 1 1 1\nfilm 1 2 3 4\nfilm 5 5 5 5\n\x85 1 1 1 1\n")
+    monkeypatch.setitem(sys.modules, "gensim", None)
+    monkeypatch.setitem(sys.modules, "gensim.models", None)
+    model = make_model(tokenizer, initializer_range=1.0)
+    assert set_vectors(model, str(path), tokenizer, []) == pytest.approx(1 / 5)
+    row = model.get_input_embeddings().weight.detach()[tokenizer.convert_tokens_to_ids("film")]
+    torch.testing.assert_close(row, torch.tensor([1.0, 2, 3, 4]) / 7.5**0.5)
 
 
 def test_run_starts_from_vectors(reviews, vectors, tmp_path):
