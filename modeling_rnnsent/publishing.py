@@ -33,7 +33,7 @@ def publish(
     commit_message: str = "End of training",
 ):
     """
-    Uploads a trained directory as it stands, in one commit: weights, tokenizer, code, card and pictures. The same commit
+    Uploads a trained directory as it stands, in one commit: weights, tokenizer, code, card and pictures. The same one
     removes the results and pictures of an earlier run that this one has not.
 
     Args:
