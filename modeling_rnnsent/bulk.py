@@ -112,8 +112,8 @@ class BulkClassifier:
             start = stop
 
 
-def in_windows(texts: Iterable[str], size: int = WINDOW_SIZE) -> Iterator[list[str]]:
-    """Lists of `size` texts, or of fewer that have `WINDOW_CHARACTERS` together; the last may be shorter."""
+def in_windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of `WINDOW_SIZE` texts, or of fewer that have `WINDOW_CHARACTERS` together; the last may be shorter."""
     window, characters = [], 0
     for row, text in enumerate(texts, start=1):
         if not isinstance(text, str):
@@ -121,7 +121,7 @@ def in_windows(texts: Iterable[str], size: int = WINDOW_SIZE) -> Iterator[list[s
         check_unicode(text, f"row {row}")
         window.append(text)
         characters += len(text)
-        if len(window) == size or characters >= WINDOW_CHARACTERS:
+        if len(window) == WINDOW_SIZE or characters >= WINDOW_CHARACTERS:
             yield window
             window, characters = [], 0
     if window:

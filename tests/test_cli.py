@@ -132,6 +132,14 @@ def test_every_command_shows_an_example(command):
         assert refused.returncode == 2 and refused.stderr.startswith(f"usage: rnnsent {command} ")
 
 
+def test_the_trainer_lists_its_flags_with_their_defaults():
+    printed = train("--help").stdout
+    assert printed.startswith("usage: train.py ")
+    for flag in ("--train_file", "--cell_type", "--hidden_size", "--learning_rate", "--push_to_hub", "--ngram_order"):
+        assert f"  {flag} " in printed
+    assert "{rnn,lstm,gru}" in printed and "--vocab_size" not in printed  # which the tokenizer decides
+
+
 def test_interrupted_command_has_its_status(book_run):
     pipe = subprocess.PIPE
     process = subprocess.Popen(

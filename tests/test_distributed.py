@@ -238,11 +238,12 @@ def test_fewer_processes_than_asked_for_is_said(odd, tmp_path):
 @pytest.mark.parametrize(
     ("options", "environment", "expected"),
     [
-        ((), {}, psutil.cpu_count(logical=False) or os.cpu_count()),
-        (("--num_cpu_threads_per_process", 1), {}, 1),
-        ((), {"OMP_NUM_THREADS": "1"}, 1),
+        (("--cpu",), {}, psutil.cpu_count(logical=False) or os.cpu_count()),
+        (("--cpu", "--num_cpu_threads_per_process", 1), {}, 1),
+        (("--multi_gpu", "--num_processes", 2), {}, (psutil.cpu_count(logical=False) or os.cpu_count()) // 2),
+        (("--cpu",), {"OMP_NUM_THREADS": "1"}, 1),
     ],
-    ids=["nothing said", "flag", "environment"],
+    ids=["nothing said", "flag", "two processes", "environment"],
 )
 def test_threads_are_all_cores_or_what_was_said(options, environment, expected, tmp_path, monkeypatch):
     script = tmp_path / "script.py"
@@ -254,7 +255,7 @@ def test_threads_are_all_cores_or_what_was_said(options, environment, expected, 
         "print(torch.get_num_threads())\n"
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    printed = run(*accelerate_launch("--cpu", *options, script), PYTHONPATH=str(ROOT), **environment).stdout
+    printed = run(*accelerate_launch(*options, script), PYTHONPATH=str(ROOT), **environment).stdout
     assert int(printed.split()[-1]) == min(expected, len(os.sched_getaffinity(0)))
 
 

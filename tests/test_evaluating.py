@@ -65,6 +65,44 @@ def test_the_split_of_a_data_set(models, reviews, tmp_path):
         assert (tmp_path / file).read_text() == (tmp_path / f"split-{file}").read_text()
 
 
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+def test_values_and_several_labels_a_text(kind, book_run, reviews, tmp_path):
+    """The model and its exported copy, against scikit-learn on what the pipeline answers."""
+    tokenizer, frame = AutoTokenizer.from_pretrained(book_run), pandas.read_csv(reviews / "test.csv").fillna("")
+    torch.manual_seed(3)
+    names = ["value"] if kind == "regression" else ["good", "long", "odd"]
+    config = RNNSentConfig(
+        vocab_size=len(tokenizer),
+        id2label=dict(enumerate(names)),
+        problem_type=kind,
+        initializer_range=0.5,
+        hidden_size=8,
+        **({"value_mean": 7.0, "value_scale": 2.0} if kind == "regression" else {}),
+    )
+    RNNSentForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    run("rnnsent", "export", tmp_path / "model", tmp_path / "exported")
+    classify = pipeline("text-classification", model=str(tmp_path / "model"), top_k=None)
+    answers = [{part["label"]: part["score"] for part in row} for row in classify(list(frame["text"]))]
+    answers = np.array([[row[name] for name in names] for row in answers])
+    generator = np.random.default_rng(0)
+    if kind == "regression":
+        labels = answers[:, 0] + generator.normal(size=len(frame)) * 0.1
+        expected = {"mse": metrics.mean_squared_error(labels, answers[:, 0])}
+        expected["pearson"] = np.corrcoef(labels, answers[:, 0])[0, 1]
+        frame["label"] = labels
+    else:
+        labels = (answers > 0.5) ^ (generator.random(answers.shape) < 0.2)
+        expected = {"accuracy": metrics.accuracy_score(labels, answers > 0.5)}
+        expected["f1"] = metrics.f1_score(labels, answers > 0.5, average="micro")
+        frame["label"] = [[name for name, given in zip(names, row) if given] for row in labels]
+    frame.to_json(tmp_path / "test.jsonl", orient="records", lines=True)
+    lines = evaluate(tmp_path / "model", tmp_path / "exported", "--input", tmp_path / "test.jsonl", "--json").stdout
+    for row in map(json.loads, lines.splitlines()):
+        assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4), row
+    assert len(lines.splitlines()) == 3
+
+
 def test_table_and_other_columns(models, reviews, tmp_path):
     frame = pandas.read_csv(reviews / "test.csv")
     frame.rename(columns={"text": "review", "label": "stars"}).to_json(

@@ -19,6 +19,7 @@ from modeling_rnnsent import (
     RNNSentPreTrainedModel,
 )
 from modeling_rnnsent.dropout_rnnsent import drop_out
+from modeling_rnnsent.softmax_rnnsent import sampled_cross_entropy
 
 VOCABULARY = 23
 
@@ -352,6 +353,36 @@ def test_sampled_softmax_comes_close_to_the_whole(tied):
     half.backward()
     torch.testing.assert_close(half.float(), loss, atol=0.1, rtol=0.02)
     assert all(parameter.grad.isfinite().all() for parameter in sampled.parameters())
+
+
+def test_sampled_softmax_is_the_whole_one_for_tokens_that_are_sure():
+    """Where the right word has half of the probability and more, its share must not be taken from the sample's."""
+    torch.manual_seed(0)
+    weight, targets = torch.randn(50, 16), torch.arange(50).repeat(2)
+    hidden = (weight[targets] * torch.linspace(0, 0.5, 100)[:, None]).requires_grad_()
+    weight.requires_grad_()
+    expected = nn.functional.cross_entropy(hidden @ weight.t(), targets, reduction="sum")
+    right = torch.exp(-nn.functional.cross_entropy(hidden @ weight.t(), targets, reduction="none"))
+    assert right.min() < 0.1 and 0.3 < right.median() < 0.99 and right.max() > 0.99
+    found = sampled_cross_entropy(hidden, targets, weight, 200_000)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+    for actual, wanted in zip(*(torch.autograd.grad(loss, [hidden, weight]) for loss in (found, expected))):
+        torch.testing.assert_close(actual, wanted, rtol=0.05, atol=0.02 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("place", ["hidden", "classifier"])
+def test_variational_dropout_of_states_draws_one_mask_a_text(place):
+    settings = {f"{place}_dropout": 0.5, "variational_dropout": True, "cell_type": "rnn", "vocab_size": 50}
+    model = make(RNNSentForCausalLM, num_hidden_layers=2, hidden_size=50, **settings).train()
+    with torch.no_grad():  # the second layer and the head hand on what they are given
+        for name, parameter in model.rnnsent.recurrence.named_parameters():
+            if name.endswith("l1"):
+                parameter.copy_(torch.eye(50) if "weight_ih" in name else torch.zeros_like(parameter))
+        model.lm_head.weight.copy_(torch.eye(50))
+    kept = model(torch.randint(2, 50, (3, 9))).logits != 0
+    assert torch.equal(kept, kept[:, :1].expand_as(kept)) and 0.3 < kept.float().mean() < 0.7
+    assert not torch.equal(kept[0], kept[1])
+    assert (model.eval()(torch.randint(2, 50, (3, 9))).logits != 0).all()
 
 
 def test_variational_dropout_draws_one_mask_a_text():

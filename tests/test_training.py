@@ -17,6 +17,9 @@ import yaml
 from conftest import ROOT, SMALL, make_reviews, run, train
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
+from scipy import special
+from scipy.optimize import minimize
 from sklearn import metrics
 from transformers import AutoTokenizer, CanineTokenizer, pipeline
 
@@ -127,10 +130,8 @@ def test_recipe_left_behind_gives_the_run_again(book_run, tmp_path):
     assert recipe["num_train_epochs"] == 6 and recipe["learning_rate"] == 0.01 and recipe["hidden_size"] == 64
     assert recipe["cell_type"] == "lstm" and recipe["split_seed"] == 1 and "output_dir" not in recipe
     train(book_run / "recipe.yaml", f"--output_dir={tmp_path / 'again'}")
-    again = read(tmp_path / "again" / "trainer_state.json")["log_history"]
-    first = read(book_run / "trainer_state.json")["log_history"]
-    losses = [[entry["loss"] for entry in history if "loss" in entry] for history in (first, again)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    again, first = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", book_run))
+    assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
     assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text()) == recipe
 
 
@@ -182,6 +183,38 @@ def test_ngrams_are_kept_for_the_same_labels_and_fitted_for_others(reviews, tmp_
     assert RNNSentForSequenceClassification.from_pretrained(tmp_path / "from").ngrams is None
 
 
+def test_weight_and_temperature_are_the_best_of_the_validation_split(reviews, tmp_path):
+    """Of the saved model, whose n-grams and layers are asked apart: no other pair gives validation a lower loss."""
+    frame = pandas.read_csv(reviews / "validation.csv")
+    frame["label"] ^= (np.arange(len(frame)) % 5 == 0).astype(int)  # labels that nothing can tell
+    frame.to_csv(tmp_path / "validation.csv", index=False)
+    flags = [f"--train_file={reviews / 'train.csv'}", f"--validation_file={tmp_path / 'validation.csv'}", *SMALL]
+    train("configuration/default.yaml", *flags, "--num_train_epochs=3", f"--output_dir={tmp_path / 'run'}")
+    model = RNNSentForSequenceClassification.from_pretrained(tmp_path / "run").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    batch = tokenizer(frame["text"].fillna("").tolist(), padding=True, return_tensors="pt")
+    found, parts = (model.config.ngram_weight, model.config.temperature), []
+    for model.config.ngram_weight in (0.0, 1.0):
+        with torch.no_grad():
+            parts.append(model(**batch).logits.double().numpy() * found[1])
+    labels = frame["label"].to_numpy()
+
+    def loss(pair):
+        logits = (parts[0] + pair[0] * (parts[1] - parts[0])) / pair[1]
+        return metrics.log_loss(labels, special.softmax(logits, axis=1))
+
+    assert loss(found) == pytest.approx(read(tmp_path / "run" / "eval_results.json")["eval_loss"], rel=1e-4)
+    assert abs(found[1] - 1) > 0.05  # or leaving it out would do as well
+    best = minimize(lambda pair: loss((found[0], pair[0])), [1.0], bounds=[(0.05, 50)])
+    assert found[1] == pytest.approx(best.x[0], rel=0.02)
+    # A grid's weight, chosen before the temperature.
+    others = [
+        minimize(lambda pair, weight=weight: loss((weight, pair[0])), [1.0], bounds=[(0.05, 50)]).fun
+        for weight in np.linspace(0, 1, 11)
+    ]
+    assert loss(found) < min(others) + 0.01
+
+
 def test_a_value_of_minus_one_hundred_is_learned_like_others(tmp_path):
     frame = make_reviews(60, 1)
     frame.assign(label=np.where(frame["label"], -100.0, -60.0)).to_csv(tmp_path / "data.csv", index=False)
@@ -207,13 +240,23 @@ def test_values_of_any_size_are_learned_alike(reviews, tmp_path):
             frame["label"] = frame["label"] * scale + mean + 0.25 * scale
             frame.to_csv(tmp_path / f"{name}-{part}.csv", index=False)
         flags = [f"--{part}_file={tmp_path / f'{name}-{part}.csv'}" for part in ("train", "validation", "test")]
-        flags += [*SMALL, "--problem_type=regression", "--num_train_epochs=8", "--learning_rate=0.01"]
-        flags += ["--virtual_adversarial_weight=0.5", f"--output_dir={tmp_path / name}"]
-        train(*flags)
+        flags += [*SMALL, "--problem_type=regression", "--learning_rate=0.01"]
+        weight, more = "--virtual_adversarial_weight=0.5", ["--num_train_epochs=8", "--logging_steps=100"]
+        train(*flags, weight, *more, f"--output_dir={tmp_path / name}")
         found[name] = read(tmp_path / name / "test_results.json")["test_mse"] / scale**2
         # Beside each other in the picture, and so of one unit.
-        assert 0.01 < read(tmp_path / name / "train_results.json")["train_loss"] / scale**2 < 0.5
+        history = read(tmp_path / name / "trainer_state.json")["log_history"]
+        losses = [row["loss"] for row in history if "loss" in row]
+        losses.append(read(tmp_path / name / "train_results.json")["train_loss"])
+        assert len(losses) == 3 and all(0.005 < loss / scale**2 < 0.5 for loss in losses), losses
     assert max(found.values()) < 0.05, found  # of a variance of 0.25
+    # Another training goes on from what the values were, though its own texts have others.
+    frame = pandas.read_csv(tmp_path / "prices-train.csv")
+    frame[frame["label"] > 100_000].to_csv(tmp_path / "high.csv", index=False)
+    flags += [f"--train_file={tmp_path / 'high.csv'}", f"--model_name_or_path={tmp_path / 'prices'}"]
+    train(*flags, "--max_steps=1", "--learning_rate=0", f"--output_dir={tmp_path / 'on'}")
+    again = read(tmp_path / "on" / "test_results.json")["test_mse"] / scale**2
+    assert again == pytest.approx(found["prices"], rel=1e-3)
 
 
 def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run, reviews, tmp_path):
@@ -452,6 +495,14 @@ class TestRecipesAndFlags:
         assert (parsed.model.word_vectors, parsed.model.model_name_or_path) == (None, "runs/language")
         parsed = parse_run([self.recipe(tmp_path, model_name_or_path="runs/language"), "--word_vectors=word2vec"])
         assert (parsed.model.word_vectors, parsed.model.model_name_or_path) == ("word2vec", None)
+
+    def test_what_was_found_out_on_other_data_is_found_out_anew(self, tmp_path):
+        found = {"temperature": 1.5, "ngram_weight": 0.3, "ngram_buckets": 64, "problem_type": "regression"}
+        path = self.recipe(tmp_path, **found, ngram_order=2, train_file="old.csv")
+        assert {name: getattr(parse_run([path]).model, name) for name in found} == found
+        model = parse_run([path, "--train_file=new.csv", "--ngram_weight=0.5"]).model
+        others = {"temperature": None, "ngram_weight": 0.5, "ngram_buckets": None, "problem_type": None}
+        assert {name: getattr(model, name) for name in found} == others and model.ngram_order == 2
 
     def test_a_flag_that_names_data_replaces_all_of_the_recipes_data(self, tmp_path):
         source = {"dataset_name": "some/data", "text_column_name": "review", "max_train_samples": 100}
