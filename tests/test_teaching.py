@@ -172,17 +172,22 @@ def test_document_vectors_teach_texts_without_labels_only(reviews, tmp_path):
     assert "teacher_name_or_path:\n- doc2vec" in (tmp_path / "student" / "recipe.yaml").read_text()
 
 
-def test_teachers_of_small_values_are_weighted_too(tmp_path, capsys):
-    """The one whose answers are the labels has all of the weight, whatever the values' unit."""
-    value = {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}}
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_the_teacher_that_is_right_has_all_of_the_weight(problem_type, tmp_path, capsys):
+    """Whatever the unit of values, here thousandths."""
+    names = ["value"] if problem_type == "regression" else ["good", "long", "odd"]
+    settings = {"problem_type": problem_type, "id2label": dict(enumerate(names)), "num_labels": len(names)}
+    settings["label2id"] = {name: index for index, name in enumerate(names)}
+    settings |= {"value_mean": 1e-3, "value_scale": 1e-3} if problem_type == "regression" else {}
     for name, pooling in (("right", "mean"), ("wrong", "last")):
-        make_model(tmp_path / name, pooling=pooling, value_mean=1e-3, value_scale=1e-3, **value)
-    names = [str(tmp_path / name) for name in ("wrong", "right")]
-    texts = make_texts(120)
-    answers = np.array(list(BulkClassifier(load_scorer(names[1]))(texts))).ravel()
-    validation = Dataset.from_dict({"text": texts, "label": answers})
+        make_model(tmp_path / name, pooling=pooling, **settings)
+    models, texts = [str(tmp_path / name) for name in ("wrong", "right")], make_texts(120)
+    answers = np.array(list(BulkClassifier(load_scorer(models[1]))(texts)))
+    answers = answers.ravel() if problem_type == "regression" else answers
+    validation = Dataset.from_dict({"text": texts, "label": answers.tolist()})
     splits, unlabeled = DatasetDict(train=validation, validation=validation), Dataset.from_dict({"text": texts})
-    taught = ask_teachers(names, splits, unlabeled, Labels("regression"), TOKENIZER)
+    labels = Labels("regression") if problem_type == "regression" else Labels(problem_type, names)
+    taught = ask_teachers(models, splits, unlabeled, labels, TOKENIZER)
     weights = [float(weight) for weight in re.findall(r" ([\d.]+) \([\d.]+\), ", capsys.readouterr().out)]
     assert weights == pytest.approx([0, 1], abs=0.02)
-    np.testing.assert_allclose(np.ravel(taught["label"][:]), answers, rtol=0.01, atol=1e-5)
+    np.testing.assert_allclose(np.ravel(taught["label"][:]), answers.ravel(), rtol=0.01, atol=1e-5)
