@@ -4,8 +4,8 @@ Test accuracy of what people use instead of a recurrent classifier, on IMDb's 25
     python benchmarks/baselines.py [DATASET]
 
 DATASET is `stanfordnlp/imdb` (the default) or a local folder in its layout. Every rival gets punctuation marks as
-tokens, as `default.yaml` does, and has its library's defaults or the settings of the paper named, but for the penalty of
-logistic regression: the best of a few on a tenth of the training reviews, held out film by film as for the recipes.
+tokens, as `default.yaml` does, and has its library's defaults or the settings of the paper named; only the penalty of
+logistic regression is the best of a few on a tenth of the training reviews, held out film by film as for the recipes.
 Nothing is chosen by the test split. The time is that of reading words, fitting with the penalty chosen, and the test.
 """
 
