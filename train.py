@@ -169,7 +169,7 @@ def train(run: Run):
     if checkpoint is not None:
         check_data(checkpoint, digest)
     set_seed(arguments.seed)
-    model = load_model(run, texts, parts, tokenizer, resumes=checkpoint is not None)
+    model = load_model(run, texts, parts, tokenizer, checkpoint)
     choose_metric(arguments, texts.labels)
     settings = run.settings(model.config)
     if texts.labels is not None:
@@ -267,20 +267,22 @@ def check_start(run: Run):
 
 
 def load_model(
-    run: Run, texts: LabeledTexts, parts: datasets.DatasetDict, tokenizer, resumes: bool
+    run: Run, texts: LabeledTexts, parts: datasets.DatasetDict, tokenizer, checkpoint: str | None
 ) -> RNNSentPreTrainedModel:
     """The model that the training starts from: with vectors and n-grams unless a model or checkpoint has them."""
     given = {name: value for name, value in vars(run.model).items() if value is not None}
     given.update(pad_token_id=tokenizer.pad_token_id, **(texts.labels.config if texts.labels else {}))
     vectors = given.pop("word_vectors", None)
     keeps_ngrams = texts.labels is not None and take_over_ngrams(run, given)
+    if checkpoint is not None:  # which has the n-grams, counted as was chosen then
+        given["ngram_presence"] = RNNSentConfig.from_pretrained(checkpoint).ngram_presence
     if texts.labels is None or not given.get("ngram_order"):
         model = start_model(
             run, given, tokenizer, RNNSentForSequenceClassification if texts.labels else RNNSentForCausalLM
         )
     else:
-        model = start_with_ngrams(run, given, parts, texts.labels, tokenizer, resumes or keeps_ngrams)
-    if vectors is not None and not resumes:
+        model = start_with_ngrams(run, given, parts, texts.labels, tokenizer, checkpoint is not None or keeps_ngrams)
+    if vectors is not None and checkpoint is None:
 
         def set_and_tell():
             share = set_vectors(model, vectors, tokenizer, texts.texts(), run.training.seed)
@@ -309,10 +311,10 @@ def take_over_ngrams(run: Run, given: dict) -> bool:
     if not is_classifier or (held.problem_type, held.id2label) != (given["problem_type"], given["id2label"]):
         given.setdefault("ngram_order", 0)
         return False
-    sizes = {"ngram_order": held.ngram_order, "ngram_buckets": held.ngram_buckets}
-    if any(given.get(field, size) != size for field, size in sizes.items()):
+    settings = {name: getattr(held, name) for name in ("ngram_order", "ngram_buckets", "ngram_presence")}
+    if any(given.get(name, value) != value for name, value in settings.items()):
         return False
-    given.update(sizes)
+    given.update(settings)
     if run.training.should_log:
         print(f"the n-grams of {name} are kept", flush=True)
     return True
@@ -343,11 +345,13 @@ def start_with_ngrams(
             run.training.seed,
             read("unlabeled") if "unlabeled" in learned else (),
             labels.get("unlabeled"),
+            run.model.ngram_presence,
         )
-        (order, smoothing), history = min(losses.items(), key=lambda item: min(item[1]))
-        how = "with a penalty" if smoothing is None else f"counts smoothed by {smoothing:g}"
+        (presence, order, smoothing), history = min(losses.items(), key=lambda item: min(item[1]))
+        how = "each counted once a text" if presence else "each counted as often as it stands in a text"
+        how += ", with a penalty" if smoothing is None else f", counts smoothed by {smoothing:g}"
         print(f"n-grams alone: validation loss {min(history):.4f}, to {order} words, {how}", flush=True)
-        return model.ngrams.state_dict()
+        return presence, model.ngrams.state_dict()
 
     if "ngram_buckets" not in given:
         given["ngram_buckets"] = from_main_process(
@@ -357,7 +361,9 @@ def start_with_ngrams(
         )
     model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
     if not has_ngrams:
-        model.ngrams.load_state_dict(from_main_process(fit_and_tell))
+        presence, table = from_main_process(fit_and_tell)
+        model.ngrams.presence = model.config.ngram_presence = presence
+        model.ngrams.load_state_dict(table)
     return model
 
 

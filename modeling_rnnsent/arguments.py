@@ -20,7 +20,7 @@ from .recurrence_rnnsent import multiplies_in_bfloat16
 # What the tokenizer and the training values decide. The rest of the config's own fields are flags.
 _NOT_FLAGS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "value_mean", "value_scale"}
 # Where they are not given, `train.py` finds them out: from the number of n-grams, and on the validation split.
-FOUND_OUT = {"ngram_buckets", "ngram_weight", "temperature"}
+FOUND_OUT = {"ngram_buckets", "ngram_presence", "ngram_weight", "temperature"}
 
 
 @dataclass

@@ -90,6 +90,9 @@ class RNNSentConfig(PreTrainedConfig):
             before them (`ngrams.fit_ngrams`) and has no part in their training.
         ngram_buckets (`int`, *optional*, defaults to 1048576):
             Rows of its table, to which n-grams are hashed.
+        ngram_presence (`bool`, *optional*, defaults to `True`):
+            Whether an n-gram counts once in a text, however often it stands there, which suits opinions (Wang &
+            Manning, 2012); otherwise as often as it stands there, which suits topics.
         ngram_weight (`float`, *optional*, defaults to 0.5):
             Its share of the logits: (1 - w) * recurrent + w * n-grams, in evaluation.
         temperature (`float`, *optional*, defaults to 1.0):
@@ -154,6 +157,7 @@ class RNNSentConfig(PreTrainedConfig):
     variational_dropout: bool = False
     ngram_order: int = 0
     ngram_buckets: int = 1 << 20
+    ngram_presence: bool = True
     ngram_weight: float | int = 0.5
     temperature: float | int = 1.0
     value_mean: float | int = 0.0

@@ -6,7 +6,8 @@ Naive Bayes gives every n-gram a log-count ratio r, how much more often it stand
 logistic regression. So an n-gram that tells nothing cannot be given a score, however rare it is, and few steps are
 enough. Where the texts of a class are few, the ratios themselves are little more than chance: there a regression with
 a penalty on n-grams weighted by inverse document frequency is fitted too, and the better one kept.
-An n-gram counts once in a text, however often it stands there, as in the paper: what stands again says little more.
+An n-gram counts once in a text, as in the paper, or as often as it stands there: validation texts decide. The first
+suits opinions, the second topics.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from .ngrams_rnnsent import find_ngrams
 # while it is still small.
 ROWS_PER_NGRAM, FEW_SCORES = 4, 1 << 22
 LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25
-# Texts that an n-gram is counted in beside those that it stands in. Many: what is rare tells little, and much of it is
+# What is added to the count of an n-gram. Many: what is rare tells little, and much of it is
 # names, which are others in other texts. Few (one for either class, as in the paper): for few texts, in which all is
 # rare.
 SMOOTHINGS = (20.0, 2.0)
@@ -56,7 +57,7 @@ def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
         columns (`int`): Scores of a row: a table of many labels gets fewer rows.
     """
     seen = torch.zeros(1 << 26, dtype=torch.bool)
-    for buckets, _, _ in _batches(rows, np.arange(len(rows)), order, len(seen), batch_size=256):
+    for buckets, _, _ in _batches(rows, np.arange(len(rows)), order, len(seen), 256, presence=True):
         seen[buckets] = True
     wanted = 1 << max(0, ROWS_PER_NGRAM * int(seen.sum()) - 1).bit_length()
     width = 1 << (columns - 1).bit_length()
@@ -73,17 +74,20 @@ def fit_ngrams(
     seed: int = 0,
     taught_rows: Sequence[np.ndarray] = (),
     answers: np.ndarray | None = None,
-) -> dict[tuple[int, float | None], list[float]]:
+    presence: bool | None = None,
+) -> dict[tuple[bool, int, float | None], list[float]]:
     """
     Fits `model.ngrams` by logistic regression (or least squares), with weights on log-count ratios or with a penalty.
 
-    Every smoothing of the ratios' counts is tried. Where the texts of a class are few, so is the regression with a
-    penalty, and with each every longest n-gram from one word to the table's until a longer one is no better (still
-    longer ones then have a score of 0). The table with the lowest loss on the validation texts is kept. The same seed
-    gives the same table.
+    N-grams that count once a text and such that count as often as they stand there are tried by the first smoothing of
+    the ratios' counts, the better of them by the others too. Where the texts of a class are few, both are tried by
+    every smoothing and by the regression with a penalty, and with each every longest n-gram from one word to the
+    table's until a longer one is no better (still longer ones then have a score of 0). The table with the lowest loss
+    on the validation texts is kept. The same seed gives the same table.
 
     Args:
-        model ([`RNNSentForSequenceClassification`]): With `config.ngram_order` above 0. Only `model.ngrams` is changed.
+        model ([`RNNSentForSequenceClassification`]): With `config.ngram_order` above 0. Only `model.ngrams` and
+            `config.ngram_presence` are changed.
         rows (`Sequence[np.ndarray]`): Ids of every training text.
         labels (`np.ndarray`): Their labels: class ids, rows of 0 and 1 (multi-label) or values (regression).
         validation_rows, validation_labels: The same of other texts.
@@ -91,11 +95,12 @@ def fit_ngrams(
         taught_rows (`Sequence[np.ndarray]`, *optional*): Ids of texts without labels, learned like the others.
         answers (`np.ndarray`, *optional*): A teacher's probabilities (values, for regression) for them:
             `(len(taught_rows), num_labels)`.
+        presence (`bool`, *optional*): Whether an n-gram counts once a text. None: what is better.
 
     Returns:
-        `dict[tuple[int, float | None], list[float]]`: for each longest n-gram and smoothing (None: with a penalty) the
-        loss on the validation texts at the start and after each epoch (or smaller penalty), until one
-        with a higher loss.
+        `dict[tuple[bool, int, float | None], list[float]]`: for each way to count, longest n-gram and smoothing (None:
+        with a penalty) the loss on the validation texts at the start and after each epoch (or smaller penalty), until
+        one with a higher loss.
     """
     ngrams = model.ngrams
     problem_type = model.config.problem_type or "single_label_classification"
@@ -109,39 +114,48 @@ def fit_ngrams(
     shares = _shares(targets, problem_type, ngrams.scores.shape[1])
     odds = torch.logit(shares.mean(dim=0).clamp(1e-4, 1 - 1e-4))
     bias = torch.zeros_like(odds) if problem_type == "regression" else odds
-    texts = (rows, targets, ngrams.order, problem_type)
-    kinds, orders = _choose_kinds(rows, len(bias), ngrams.order)
-    histories, lowest, lowest_of = {}, float("inf"), dict.fromkeys(kinds, float("inf"))
-    for order in orders:
-        inside, everywhere = _count(rows, shares, order, ngrams.num_buckets)
-        for kind in list(lowest_of):
-            if kind is None:
-                regression = _PenalizedRegression(everywhere.squeeze(1) > 0, bias, *texts)
-            else:
-                regression = _RatioRegression(_log_count_ratios(inside, everywhere, kind), bias, *texts, seed)
-            history = histories[order, kind] = []
-            for loss in regression.train(validation_rows, validation_targets):
-                history.append(loss * float(scale) ** 2)  # of values in their own unit
-                if loss < lowest:
-                    lowest = loss
-                    ngrams.scores.copy_(regression.scores * scale)
-                    ngrams.bias.copy_(regression.bias.detach() * scale + shift)
-            if min(history) < lowest_of[kind]:
-                lowest_of[kind] = min(history)
-            else:
-                del lowest_of[kind]
+    trials, orders = _choose_trials(rows, len(bias), ngrams.order, presence)
+    histories, lowest = {}, float("inf")
+    for presence, kinds in trials:
+        presence = ngrams.presence if presence is None else presence
+        texts, lowest_of = (rows, targets, ngrams.order, problem_type, presence), dict.fromkeys(kinds, float("inf"))
+        for order in orders:
+            inside, everywhere = _count(rows, shares, order, ngrams.num_buckets, presence)
+            for kind in list(lowest_of):
+                if kind is None:
+                    regression = _PenalizedRegression(everywhere.squeeze(1) > 0, bias, *texts)
+                else:
+                    regression = _RatioRegression(_log_count_ratios(inside, everywhere, kind), bias, *texts, seed)
+                history = histories[presence, order, kind] = []
+                for loss in regression.train(validation_rows, validation_targets):
+                    history.append(loss * float(scale) ** 2)  # of values in their own unit
+                    if loss < lowest:
+                        lowest, ngrams.presence, model.config.ngram_presence = loss, presence, presence
+                        ngrams.scores.copy_(regression.scores * scale)
+                        ngrams.bias.copy_(regression.bias.detach() * scale + shift)
+                if min(history) < lowest_of[kind]:
+                    lowest_of[kind] = min(history)
+                else:
+                    del lowest_of[kind]
     return histories
 
 
-def _choose_kinds(rows: Sequence[np.ndarray], columns: int, order: int) -> tuple[list[float | None], range]:
-    """The smoothings (None: with a penalty) and the longest n-grams to be tried."""
+def _choose_trials(
+    rows: Sequence[np.ndarray], columns: int, order: int, presence: bool | None
+) -> tuple[list[tuple[bool | None, list[float | None]]], range]:
+    """
+    What is to be tried, a way to count (None: the better so far) and smoothings (None: with a penalty) at a time, and
+    the longest n-grams. A way to count that was chosen and is given again then finds the same table.
+    """
     tokens, classes = sum(map(len, rows)), max(2, columns)
-    are_many = tokens >= FEW_TOKENS * classes
-    if tokens * classes > MOST_TRIED:
-        return [SMOOTHINGS[0 if are_many else -1]], range(order, order + 1)
-    if are_many:
-        return [*SMOOTHINGS], range(order, order + 1)
-    return [*SMOOTHINGS, *([None] if tokens * classes <= MOST_TOKENS else [])], range(1, order + 1)
+    are_many, presences = tokens >= FEW_TOKENS * classes, [True, False] if presence is None else [presence]
+    if tokens * classes > MOST_TRIED:  # of so many classes: topics
+        return [(presences[-1], [SMOOTHINGS[0 if are_many else -1]])], range(order, order + 1)
+    if are_many:  # each takes a minute and more
+        trials = [*((presence, [SMOOTHINGS[0]]) for presence in presences), (None, [*SMOOTHINGS[1:]])]
+        return trials, range(order, order + 1)
+    kinds = [*SMOOTHINGS, *([None] if tokens * classes <= MOST_TOKENS else [])]
+    return [(presence, kinds) for presence in presences], range(1, order + 1)
 
 
 class _Regression:
@@ -153,14 +167,16 @@ class _Regression:
         targets (`torch.Tensor`): What is to be learned of each.
         order (`int`): Longest n-gram of the table, also where longer ones have no score: all are counted.
         problem_type (`str`): As in `config.problem_type`.
+        presence (`bool`): Whether an n-gram counts once a text.
     """
 
     rounds: int
     scores: Tensor  # (num_buckets, columns)
     bias: Tensor  # (columns,)
 
-    def __init__(self, rows: Sequence[np.ndarray], targets: Tensor, order: int, problem_type: str):
+    def __init__(self, rows: Sequence[np.ndarray], targets: Tensor, order: int, problem_type: str, presence: bool):
         self.rows, self.targets, self.order, self.problem_type = rows, targets, order, problem_type
+        self.presence = presence
 
     def train_round(self):
         raise NotImplementedError
@@ -181,7 +197,7 @@ class _Regression:
         """Mean loss over texts."""
         scores, total, start = self.scores, 0.0, 0
         size = _most_texts(rows, self.order, scores.shape[1])
-        for buckets, text, counts in _batches(rows, np.arange(len(rows)), self.order, len(scores), size):
+        for buckets, text, counts in _batches(rows, np.arange(len(rows)), self.order, len(scores), size, self.presence):
             end = start + len(counts)
             logits = _logits(scores[buckets], self.bias, text, counts)
             total += float(_loss(logits, targets[start:end], self.problem_type)) * len(counts)
@@ -192,8 +208,10 @@ class _Regression:
 class _RatioRegression(_Regression):
     """Scores that are weights times fixed ratios `(num_buckets, columns)`; Adam on the rows of a batch."""
 
-    def __init__(self, ratios: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str, seed: int):
-        super().__init__(rows, targets, order, problem_type)
+    def __init__(
+        self, ratios: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str, presence: bool, seed: int
+    ):
+        super().__init__(rows, targets, order, problem_type, presence)
         self.ratios, self.rounds, self.generator = ratios, MOST_EPOCHS, np.random.default_rng(seed)
         self.weights = torch.full_like(ratios, FIRST_WEIGHT, requires_grad=True)
         self.bias = bias.clone().requires_grad_()
@@ -209,7 +227,7 @@ class _RatioRegression(_Regression):
     def train_round(self):
         """An epoch."""
         order = self.generator.permutation(len(self.rows))
-        batches = _batches(self.rows, order, self.order, len(self.ratios), BATCH_SIZE)
+        batches = _batches(self.rows, order, self.order, len(self.ratios), BATCH_SIZE, self.presence)
         for start, (buckets, text, counts) in zip(range(0, len(order), BATCH_SIZE), batches):
             scores = F.embedding(buckets, self.weights, sparse=True) * self.ratios[buckets]
             targets = self.targets[order[start : start + BATCH_SIZE]]
@@ -228,9 +246,9 @@ class _PenalizedRegression(_Regression):
     there, since together they give one number to its logits, at the least penalty: they are one feature.
     """
 
-    def __init__(self, has_score: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str):
-        super().__init__(rows, targets, order, problem_type)
-        self.seen, values = _count_matrix(rows, order, has_score)
+    def __init__(self, has_score: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str, presence: bool):
+        super().__init__(rows, targets, order, problem_type, presence)
+        self.seen, values = _count_matrix(rows, order, has_score, presence)
         frequencies = np.diff(values.indptr)
         inverse = (np.log((1 + len(rows)) / (1 + frequencies)) + 1).astype(np.float32)
         values = scipy.sparse.diags_array(inverse) @ values
@@ -298,10 +316,12 @@ def choose_weight(
     return min(weights, key=lambda weight: float(_loss(torch.lerp(recurrent, ngrams, weight), targets, problem_type)))
 
 
-def _batches(rows: Sequence[np.ndarray], index: np.ndarray, order: int, num_buckets: int, batch_size: int):
+def _batches(
+    rows: Sequence[np.ndarray], index: np.ndarray, order: int, num_buckets: int, batch_size: int, presence: bool
+):
     """
-    The different n-grams of the texts `index`: their rows, the place of each one's text in the batch, how many a text
-    has.
+    The n-grams (with `presence`: the different ones) of the texts `index`: their rows, the place of each one's text in
+    the batch, how many a text has.
     """
     apart = np.full(order - 1, -1, dtype=np.int64)  # no n-gram reaches over these
     for start in range(0, len(index), batch_size):
@@ -312,10 +332,13 @@ def _batches(rows: Sequence[np.ndarray], index: np.ndarray, order: int, num_buck
         is_ngram &= (ids[order - 1 :] >= 0).unsqueeze(1)
         lengths = torch.tensor([order - 1 + len(row) for row in batch])
         text = torch.arange(len(batch)).repeat_interleave(lengths)[order - 1 :, None].expand_as(buckets)[is_ngram]
-        both = np.sort((text * num_buckets + buckets[is_ngram]).numpy())  # in less time than torch takes
-        both = torch.from_numpy(both[np.diff(both, prepend=-1) > 0])
-        text = both // num_buckets
-        yield both - text * num_buckets, text, text.bincount(minlength=len(batch))
+        buckets = buckets[is_ngram]
+        if presence:
+            both = np.sort((text * num_buckets + buckets).numpy())  # in less time than torch takes
+            both = torch.from_numpy(both[np.diff(both, prepend=-1) > 0])
+            text = both // num_buckets
+            buckets = both - text * num_buckets
+        yield buckets, text, text.bincount(minlength=len(batch))
 
 
 def _targets(labels: np.ndarray, problem_type: str) -> Tensor:
@@ -343,14 +366,20 @@ def _shares(targets: Tensor, problem_type: str, columns: int) -> Tensor:
     return targets.argsort(dim=0).argsort(dim=0) / max(1, len(targets) - 1)
 
 
-def _count(rows: Sequence[np.ndarray], shares: Tensor, order: int, num_buckets: int) -> tuple[Tensor, Tensor]:
-    """In how many texts every n-gram stands: of each class `(num_buckets, columns)`, and of all `(num_buckets, 1)`."""
-    dtype = torch.float32 if len(rows) < 1 << 24 else torch.float64  # float32 counts to 2^24 one by one
+def _count(
+    rows: Sequence[np.ndarray], shares: Tensor, order: int, num_buckets: int, presence: bool
+) -> tuple[Tensor, Tensor]:
+    """
+    How often every n-gram stands (with `presence`: in how many) texts of each class `(num_buckets, columns)`, and of
+    all `(num_buckets, 1)`.
+    """
+    # float32 counts to 2^24 one by one.
+    dtype = torch.float32 if (len(rows) if presence else sum(map(len, rows))) < 1 << 24 else torch.float64
     inside = torch.zeros(num_buckets, shares.shape[1], dtype=dtype)
     everywhere = torch.zeros(num_buckets, 1, dtype=dtype)
     index, size = np.arange(len(rows)), _most_texts(rows, order, shares.shape[1])
     for start in range(0, len(rows), size):
-        ((buckets, text, _),) = _batches(rows, index[start : start + size], order, num_buckets, size)
+        ((buckets, text, _),) = _batches(rows, index[start : start + size], order, num_buckets, size, presence)
         inside.index_add_(0, buckets, shares[start : start + size][text].to(dtype))
         everywhere.index_add_(0, buckets, torch.ones(len(buckets), 1, dtype=dtype))
     return inside, everywhere
@@ -361,19 +390,22 @@ def _most_texts(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
     return max(1, min(256, MOST_SCORES // (max(map(len, rows), default=1) * order * columns + 1)))
 
 
-def _count_matrix(rows: Sequence[np.ndarray], order: int, is_counted: Tensor) -> tuple[Tensor, scipy.sparse.csr_array]:
+def _count_matrix(
+    rows: Sequence[np.ndarray], order: int, is_counted: Tensor, presence: bool
+) -> tuple[Tensor, scipy.sparse.csr_array]:
     """
-    The rows of the table that `is_counted` `(num_buckets,)` allows and texts have, and for each text that has them one
-    over the square root of the number of all of its n-grams: `(rows of the table, texts)`.
+    The rows of the table that `is_counted` `(num_buckets,)` allows and texts have, and how often each text has them
+    (once, with `presence`) over the square root of the number of its n-grams: `(rows of the table, texts)`.
     """
     found, texts, values = [], [], []
-    batches = _batches(rows, np.arange(len(rows)), order, len(is_counted), 256)
+    batches = _batches(rows, np.arange(len(rows)), order, len(is_counted), 256, presence)
     for start, (buckets, text, counts) in zip(range(0, len(rows), 256), batches):
         kept = is_counted[buckets]
         found.append(buckets[kept])
         texts.append(text[kept] + start)
         values.append(counts[text[kept]].rsqrt())
     seen, places = torch.cat(found).unique(return_inverse=True)
+    # What stands several times in a text is added up.
     matrix = scipy.sparse.csr_array(
         (torch.cat(values).numpy(), (places.numpy(), torch.cat(texts).numpy())), shape=(len(seen), len(rows))
     )

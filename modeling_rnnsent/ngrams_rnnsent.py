@@ -2,9 +2,10 @@
 Logits of a text from its n-grams: a linear model over hashed runs of words, computed from `input_ids`.
 
 What a recurrent layer has to learn from thousands of texts, that `not worth` is bad and `well worth` is good, a table
-of n-grams knows after seeing each a few times. Its logits are b + (sum of the scores of the text's different n-grams) /
-sqrt(number of different n-grams), so that a long text is surer than a short one but not in proportion. One that stands
-in a text again says nothing new (Wang & Manning, "Baselines and Bigrams", 2012). A row of the table is found by hashing
+of n-grams knows after seeing each a few times. Its logits are b + (sum of the scores of the text's n-grams) /
+sqrt(number of n-grams), so that a long text is surer than a short one but not in proportion. An n-gram is counted once
+a text (an opinion given twice says nothing new: Wang & Manning, "Baselines and Bigrams", 2012) or as often as it stands
+there (what a text is about, it names again and again): `config.ngram_presence`. A row of the table is found by hashing
 (Weinberger et al., "Feature hashing", 2009): no vocabulary of n-grams has to be kept. The scores are not trained by
 gradient with the recurrent layers but fitted before: see `ngrams.fit_ngrams` in the package. This file travels with
 every checkpoint and imports torch, numpy and transformers alone.
@@ -64,13 +65,15 @@ class RNNSentNgrams(nn.Module):
 
     Args:
         config ([`RNNSentConfig`]): `ngram_order` (longest n-gram; all shorter ones count too), `ngram_buckets` (rows of
-            the table), `num_labels` and `problem_type`. For two classes one score z is kept, for the logits `[0, z]`.
+            the table), `ngram_presence` (whether each counts once a text), `num_labels` and `problem_type`. For two
+            classes one score z is kept, for the logits `[0, z]`.
     """
 
     def __init__(self, config):
         super().__init__()
         self.order = config.ngram_order
         self.num_buckets = config.ngram_buckets
+        self.presence = config.ngram_presence
         self.is_binary = config.num_labels == 2 and config.problem_type in (None, "single_label_classification")
         columns = 1 if self.is_binary else config.num_labels
         # Buffers, since they are not trained with the rest: an optimizer would go over millions of rows for the few
@@ -79,8 +82,11 @@ class RNNSentNgrams(nn.Module):
         self.register_buffer("bias", torch.zeros(columns))
 
     def state_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
-        """Shapes of the parts of the past: last ids, a bit for each row met, sum of scores, number of rows met."""
-        sizes = (self.order - 1, self.num_buckets // 8 + 1, self.scores.shape[1], 1)
+        """
+        Shapes of the parts of the past: last ids, a bit for each row met (where each counts once), sum of scores,
+        number of n-grams.
+        """
+        sizes = (self.order - 1, self.num_buckets // 8 + 1 if self.presence else 0, self.scores.shape[1], 1)
         return [(batch_size, size) for size in sizes]
 
     def no_past(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,16 +121,17 @@ class RNNSentNgrams(nn.Module):
         last_ids = input_ids.new_full((input_ids.shape[0], self.order - 1), -1) if past is None else past[0]
         ids = torch.cat((last_ids, input_ids), dim=1)
         rows, is_ngram = find_ngrams(ids, lengths, self.order, self.num_buckets)
-        # Sorted, equal ones stand together. What is no n-gram goes to the end, as a row that there is not.
-        rows = sort_rows(rows.masked_fill(~is_ngram, _PRIME).flatten(1))
-        is_new = (rows.diff(dim=1, prepend=rows.new_full((rows.shape[0], 1), -1)) > 0) & (rows < _PRIME)
-        total, count = 0, 0
-        if past is not None:
-            _, bits, total, count = past
-            is_new, bits = self._mark(rows, is_new, bits)
-        scores = F.embedding(rows.masked_fill(~is_new, 0), self.scores).float() * is_new.unsqueeze(-1)
+        rows, counts = rows.flatten(1), is_ngram.flatten(1)
+        bits, total, count = (None, 0, 0) if past is None else past[1:]
+        if self.presence:
+            # Sorted, equal ones stand together. What is no n-gram goes to the end, as a row that there is not.
+            rows = sort_rows(rows.masked_fill(~counts, _PRIME))
+            counts = (rows.diff(dim=1, prepend=rows.new_full((rows.shape[0], 1), -1)) > 0) & (rows < _PRIME)
+            if past is not None:
+                counts, bits = self._mark(rows, counts, bits)
+        scores = F.embedding(rows.masked_fill(~counts, 0), self.scores).float() * counts.unsqueeze(-1)
         total = total + scores.sum(dim=1)
-        count = count + is_new.sum(dim=1, keepdim=True)
+        count = count + counts.sum(dim=1, keepdim=True)
         logits = self.bias.float() + total / count.clamp(min=1).sqrt()
         if self.is_binary:
             logits = F.pad(logits, (1, 0))
@@ -146,4 +153,4 @@ class RNNSentNgrams(nn.Module):
         return ids.gather(1, lengths.unsqueeze(1) + torch.arange(self.order - 1, device=ids.device))
 
     def extra_repr(self) -> str:
-        return f"order={self.order}, num_buckets={self.num_buckets}"
+        return f"order={self.order}, num_buckets={self.num_buckets}, presence={self.presence}"

@@ -455,8 +455,9 @@ def _card_text(
     ngrams = ""
     if config.ngram_order and task == "text-classification":
         ngrams = (
-            f"a linear model of n-grams to {config.ngram_order} words ({model.ngrams.scores.numel():,} scores) of "
-            f"weight {config.ngram_weight} beside it, "
+            f"a linear model of n-grams to {config.ngram_order} words ({model.ngrams.scores.numel():,} scores), each "
+            f"counted {'once a text' if config.ngram_presence else 'as often as it stands in a text'}, of weight "
+            f"{config.ngram_weight} beside it, "
         )
     tested = "test" if "test" in results else "validation"
     shown = [f"![{title}]({file})" for file, title in pictures.items()]

@@ -89,7 +89,7 @@ def tune_recipe(
     folder, flags = Path(output), flags or []
     run = parse_run([recipe, *flags, f"--output_dir={folder / 'trials'}"])
     run.training.push_to_hub = False
-    for name in FOUND_OUT - {"ngram_buckets"} - names_of(flags):
+    for name in FOUND_OUT - {"ngram_buckets", "ngram_presence"} - names_of(flags):
         setattr(run.model, name, None)
     if run.data.task != "text-classification" or run.model.model_name_or_path is not None:
         raise InputError("rnnsent tune is for a classifier that starts at random: no language model, no trained one.")

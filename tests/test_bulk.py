@@ -68,7 +68,7 @@ def expected_scores(folder, texts):
         {"classifier_head": "sigmoid"},
         {"bidirectional": True, "pooling": "max_mean"},
         {"bidirectional": True, "pooling": "max_mean", "ngram_order": 3, "ngram_buckets": 64, "temperature": 1.7},
-        {"problem_type": "multi_label_classification", "cell_type": "gru", "ngram_order": 2, "ngram_buckets": 64},
+        {"problem_type": "multi_label_classification", "cell_type": "gru", "ngram_order": 2, "ngram_presence": False},
         {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}},
     ],
     ids=["sigmoid", "both directions", "n-grams", "multi-label", "regression"],

@@ -20,7 +20,7 @@ WORDS = ["A", "great", "film", "and", "NOT", "a", "dull", "plot", ":-)", "é", "
 MODELS = [
     {"pooling": "max_mean", "bidirectional": True},
     {"pooling": "last", "cell_type": "gru"},
-    {"pooling": "mean", "ngram_order": 4, "ngram_buckets": 4096, "ngram_weight": 0.3},
+    {"pooling": "mean", "ngram_order": 4, "ngram_buckets": 4096, "ngram_weight": 0.3, "ngram_presence": False},
     {"pooling": "max_mean", "bidirectional": True, "ngram_order": 2, "ngram_buckets": 4096, "ngram_weight": 1.0},
     {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}, "ngram_order": 2},
     {"problem_type": "multi_label_classification", "cell_type": "rnn"},

@@ -34,7 +34,8 @@ def reference(model, ids):
     """Logits of one text, a loop written out."""
     ngrams, order = model.ngrams, model.config.ngram_order
     found = [ids[i : i + n] for n in range(1, order + 1) for i in range(len(ids) - n + 1)]
-    found = {bucket(ngram, model.config.ngram_buckets) for ngram in found}  # each row once, however often it is met
+    found = [bucket(ngram, model.config.ngram_buckets) for ngram in found]
+    found = set(found) if model.config.ngram_presence else found  # each row once, however often it is met
     total = sum(ngrams.scores[row] for row in found)
     logits = ngrams.bias + total / math.sqrt(max(1, len(found)))
     return torch.cat((torch.zeros(1), logits)) if model.config.num_labels == 2 else logits
@@ -50,9 +51,9 @@ def make_with_ngrams(order=3, **settings):
 
 
 @pytest.mark.parametrize("num_labels", [2, 3])
-@pytest.mark.parametrize("order", [1, 2, 4])
-def test_logits_by_the_formula(order, num_labels):
-    model = make_with_ngrams(order, num_labels=num_labels)
+@pytest.mark.parametrize(("order", "presence"), [(1, True), (2, True), (4, True), (3, False)])
+def test_logits_by_the_formula(order, presence, num_labels):
+    model = make_with_ngrams(order, num_labels=num_labels, ngram_presence=presence)
     lengths = [7, 1, 0, 4]
     batch = make_batch(lengths)
     logits = model(**batch).logits
@@ -79,9 +80,9 @@ def test_logits_are_the_weighted_mean_in_evaluation_and_the_recurrent_ones_in_tr
         model(inputs_embeds=torch.zeros(1, 2, model.config.embedding_size))
 
 
-@pytest.mark.parametrize("pooling", ["last", "max_mean"])
-def test_text_read_in_pieces_gives_the_same(pooling):
-    model = make_with_ngrams(ngram_weight=0.5, pooling=pooling)
+@pytest.mark.parametrize(("pooling", "presence"), [("last", True), ("max_mean", True), ("mean", False)])
+def test_text_read_in_pieces_gives_the_same(pooling, presence):
+    model = make_with_ngrams(ngram_weight=0.5, pooling=pooling, ngram_presence=presence)
     lengths = [9, 2, 0, 5]
     batch = make_batch(lengths)
     batch["input_ids"][0, 5:] = batch["input_ids"][0, :4]  # what was met in an earlier piece
@@ -125,31 +126,41 @@ def test_of_few_texts_shorter_ngrams_and_a_penalty_are_tried_and_the_best_table_
     (rows, labels), (other_rows, other_labels) = encoded_reviews(80), encoded_reviews(200, seed=1)
     model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=2, ngram_buckets=4096, ngram_weight=1.0)
     history = fit_ngrams(model, rows, labels, other_rows, other_labels)
-    assert {(order, smoothing is None) for order, smoothing in history} == set(product((1, 2), (False, True)))
+    tried = {(presence, order, smoothing is None) for presence, order, smoothing in history}
+    assert tried == set(product((True, False), (1, 2), (False, True)))
     logits = torch.cat([model(torch.from_numpy(row).view(1, -1)).logits for row in other_rows])
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(other_labels)).item()
     assert loss == pytest.approx(min(map(min, history.values())), rel=1e-4)
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_TOKENS", 0)
-    assert all(smoothing for _, smoothing in fit_ngrams(model, rows, labels, other_rows, other_labels))
+    assert all(smoothing for *_, smoothing in fit_ngrams(model, rows, labels, other_rows, other_labels))
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_TRIED", 0)
-    assert list(fit_ngrams(model, rows, labels, other_rows, other_labels)) == [(2, 2.0)]
+    assert list(fit_ngrams(model, rows, labels, other_rows, other_labels)) == [(False, 2, 2.0)]
     monkeypatch.undo()
     monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", sum(map(len, rows)) // 2)  # of either class
     history = fit_ngrams(model, rows, labels, other_rows, other_labels)
-    assert {(order, smoothing is None) for order, smoothing in history} == {(2, False)}
+    chosen = model.config.ngram_presence
+    assert set(history) == {(True, 2, 20.0), (False, 2, 20.0), (chosen, 2, 2.0)}
+    # Given what was chosen, the same is found.
+    scores = model.ngrams.scores.clone()
+    again = fit_ngrams(model, rows, labels, other_rows, other_labels, presence=chosen)
+    assert again == {key: losses for key, losses in history.items() if key[0] == chosen}
+    assert torch.equal(model.ngrams.scores, scores)
 
 
 def test_longer_ngrams_are_tried_until_they_are_no_better():
     (rows, labels), (other_rows, other_labels) = encoded_reviews(200), encoded_reviews(200, seed=1)
     model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=6, ngram_buckets=1 << 16)
     history = fit_ngrams(model, rows, labels, other_rows, other_labels)
-    for smoothing in (20.0, 2.0, None):
-        losses = [min(history[order, smoothing]) for order in range(1, 7) if (order, smoothing) in history]
+    for presence, smoothing in product((True, False), (20.0, 2.0, None)):
+        tried = [(presence, order, smoothing) for order in range(1, 7)]
+        losses = [min(history[key]) for key in tried if key in history]
         assert len(losses) < 6 and losses[:-1] == sorted(losses[:-1], reverse=True) and losses[-1] >= losses[-2]
 
 
-@pytest.mark.parametrize("num_labels", [2, 3])
-def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_frequencies(num_labels, monkeypatch):
+@pytest.mark.parametrize(("num_labels", "presence"), [(2, True), (3, True), (3, False)])
+def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_frequencies(
+    num_labels, presence, monkeypatch
+):
     penalty = 0.5
     monkeypatch.setattr("modeling_rnnsent.ngrams.PENALTIES", (penalty,))
     monkeypatch.setattr("modeling_rnnsent.ngrams.STEPS_PER_PENALTY", 1000)  # to the end, as scikit-learn's
@@ -159,10 +170,11 @@ def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_fr
     labels = labels + (np.arange(120) % 5 == 0) * (num_labels - 2)
     settings = {"num_labels": num_labels, "problem_type": "single_label_classification"}
     model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=1, ngram_buckets=1 << 16, **settings)
-    fit_ngrams(model, rows, labels, rows, labels)
-    has = np.stack([np.bincount(row, minlength=100) > 0 for row in rows])
-    inverse = np.log((1 + len(rows)) / (1 + has.sum(axis=0))) + 1
-    features = has * inverse / np.sqrt(np.maximum(has.sum(axis=1, keepdims=True), 1))
+    fit_ngrams(model, rows, labels, rows, labels, presence=presence)
+    counts = np.stack([np.bincount(row, minlength=100) for row in rows])
+    inverse = np.log((1 + len(rows)) / (1 + (counts > 0).sum(axis=0))) + 1
+    counts = counts > 0 if presence else counts
+    features = counts * inverse / np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), 1))
     rival = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10_000).fit(features, labels)
     scores = torch.stack([model.ngrams.scores[bucket([token], 1 << 16)] for token in range(100)], dim=1)
     torch.testing.assert_close(scores, torch.tensor(rival.coef_ * inverse).float(), atol=2e-3, rtol=1e-3)
@@ -180,19 +192,45 @@ def test_table_has_room_for_every_ngram():
     assert choose_buckets(rows, 1, 1000) == 1 << 15  # many labels
 
 
-def test_first_scores_are_log_count_ratios(monkeypatch):
+def test_topics_are_counted_and_opinions_are_not():
+    """Texts of two topics name theirs more often; of opinions there are three to one, whichever is said many times."""
+    generator, topics, opinions = np.random.default_rng(0), [], []
+    labels = np.arange(400) % 2
+    for label in labels:
+        counts = generator.permutation(10)
+        topics.append(np.repeat([2 + label, 3 - label], [10 + counts[0], 2 + counts[1]]))
+        own, other = (
+            generator.choice(np.arange(30 + side * 20, 50 + side * 20), 3, False) for side in (label, 1 - label)
+        )
+        opinions.append(np.repeat([*own, other[0]], generator.permutation([8, 1, 1, 1])))
+    for rows, presence in ((topics, False), (opinions, True)):
+        rows = [generator.permutation(np.concatenate((row, np.arange(10, 30)))) for row in rows]
+        model = make(RNNSentForSequenceClassification, vocab_size=100, ngram_order=1, ngram_buckets=1 << 16)
+        history = fit_ngrams(model, rows[:200], labels[:200], rows[200:], labels[200:])
+        assert model.config.ngram_presence == model.ngrams.presence == presence
+        losses = {kind: min(min(part) for key, part in history.items() if key[0] == kind) for kind in (True, False)}
+        assert losses[presence] < losses[not presence]
+        model.config.ngram_weight = 1.0
+        logits = torch.cat([model(torch.from_numpy(row)[None]).logits for row in rows[200:]])
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[200:])).item()
+        assert loss == pytest.approx(losses[presence], rel=1e-4)
+
+
+@pytest.mark.parametrize("presence", [True, False])
+def test_first_scores_are_log_count_ratios(presence, monkeypatch):
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
     monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", (2.0,))
     monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
     rows = [np.array([3, 4, 3]), np.array([3]), np.array([5])]
     labels = np.array([1, 1, 0])
     model = make(RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 16)
-    fit_ngrams(model, rows, labels, rows, labels)
+    fit_ngrams(model, rows, labels, rows, labels, presence=presence)
+    once = set if presence else list
     counts = {
-        label: Counter(t for row, its in zip(rows, labels) if its == label for t in set(row.tolist()))
+        label: Counter(t for row, its in zip(rows, labels) if its == label for t in once(row.tolist()))
         for label in (0, 1)
     }
-    share = 3 / 4  # of all different words of each text, how many are of texts of class 1
+    share = 3 / 4 if presence else 4 / 5  # of all (different) words of each text, how many are of texts of class 1
     for token in (3, 4, 5, 9):
         ratio = math.log((counts[1][token] / share + 2) / (counts[0][token] / (1 - share) + 2))
         score = model.ngrams.scores[bucket([token], 1 << 16)]

@@ -18,7 +18,7 @@ from modeling_rnnsent.tokenization import build_tokenizer
 CELLS = [
     {"cell_type": "lstm", "pooling": "last"},
     {"cell_type": "gru", "pooling": "max_mean", "num_hidden_layers": 2},
-    {"cell_type": "rnn", "pooling": "attention", "ngram_order": 3, "ngram_buckets": 64, "ngram_weight": 0.5},
+    {"cell_type": "rnn", "pooling": "attention", "ngram_order": 3, "ngram_buckets": 64, "ngram_presence": False},
     {"problem_type": "multi_label_classification", "pooling": "mean"},
     {"problem_type": "regression", "num_labels": 1, "id2label": {0: "value"}, "label2id": {"value": 0}},
 ]
