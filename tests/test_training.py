@@ -183,6 +183,37 @@ def test_ngrams_are_kept_for_the_same_labels_and_fitted_for_others(reviews, tmp_
     assert RNNSentForSequenceClassification.from_pretrained(tmp_path / "from").ngrams is None
 
 
+def test_ngrams_stay_counted_as_was_chosen(tmp_path):
+    """In the recipe that is left, from a checkpoint and in a training that goes on from the model."""
+    generator, rows = np.random.default_rng(0), []
+    for label in np.arange(200) % 2:  # two topics, each named in both, more often in its own
+        words = np.repeat(["ham", "egg"], np.roll([8 + generator.integers(8), 2 + generator.integers(4)], label))
+        rows.append({"text": " ".join(generator.permutation(words)), "label": label})
+    pandas.DataFrame(rows).to_csv(tmp_path / "topics.csv", index=False)
+    flags = [f"--train_file={tmp_path / 'topics.csv'}", "--validation_size=0.2", *SMALL, "--ngram_order=1"]
+    flags += ["--save_strategy=steps", "--save_steps=2", "--max_steps=4", "--ngram_weight=1"]
+    first = train(*flags, f"--output_dir={tmp_path / 'run'}")
+    assert "each counted as often as it stands in a text" in first.stdout
+
+    def found(name):
+        results = read(tmp_path / name / "eval_results.json")
+        model = RNNSentForSequenceClassification.from_pretrained(tmp_path / name)
+        return model.config.ngram_presence, model.ngrams.presence, results["eval_loss"]
+
+    expected = found("run")
+    assert expected[:2] == (False, False) and expected[2] < 0.2
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["ngram_presence"] is False
+    shutil.copytree(tmp_path / "run", tmp_path / "stopped")
+    (tmp_path / "stopped" / "train_results.json").unlink()
+    checkpoint = f"--resume_from_checkpoint={tmp_path / 'stopped' / 'checkpoint-2'}"
+    assert "n-grams alone" not in train(*flags, checkpoint, f"--output_dir={tmp_path / 'stopped'}").stdout
+    assert found("stopped") == expected
+    train(*flags, f"--model_name_or_path={tmp_path / 'run'}", f"--output_dir={tmp_path / 'on'}")
+    assert found("on") == pytest.approx(expected)
+    once = train(*flags, "--ngram_presence=true", f"--output_dir={tmp_path / 'once'}")
+    assert "each counted once a text" in once.stdout and found("once")[2] > 0.6
+
+
 def test_weight_and_temperature_are_the_best_of_the_validation_split(reviews, tmp_path):
     """Of the saved model, whose n-grams and layers are asked apart: no other pair gives validation a lower loss."""
     frame = pandas.read_csv(reviews / "validation.csv")
@@ -498,10 +529,11 @@ class TestRecipesAndFlags:
 
     def test_what_was_found_out_on_other_data_is_found_out_anew(self, tmp_path):
         found = {"temperature": 1.5, "ngram_weight": 0.3, "ngram_buckets": 64, "problem_type": "regression"}
+        found["ngram_presence"] = False
         path = self.recipe(tmp_path, **found, ngram_order=2, train_file="old.csv")
         assert {name: getattr(parse_run([path]).model, name) for name in found} == found
         model = parse_run([path, "--train_file=new.csv", "--ngram_weight=0.5"]).model
-        others = {"temperature": None, "ngram_weight": 0.5, "ngram_buckets": None, "problem_type": None}
+        others = {**dict.fromkeys(found), "ngram_weight": 0.5}
         assert {name: getattr(model, name) for name in found} == others and model.ngram_order == 2
 
     def test_a_flag_that_names_data_replaces_all_of_the_recipes_data(self, tmp_path):
