@@ -347,7 +347,11 @@ def start_with_ngrams(
             labels.get("unlabeled"),
             run.model.ngram_presence,
         )
-        (presence, order, smoothing), history = min(losses.items(), key=lambda item: min(item[1]))
+        presence = model.config.ngram_presence
+        order, smoothing, history = min(
+            ((order, smoothing, history) for (way, order, smoothing), history in losses.items() if way == presence),
+            key=lambda found: min(found[-1]),
+        )
         how = "each counted once a text" if presence else "each counted as often as it stands in a text"
         how += ", with a penalty" if smoothing is None else f", counts smoothed by {smoothing:g}"
         print(f"n-grams alone: validation loss {min(history):.4f}, to {order} words, {how}", flush=True)

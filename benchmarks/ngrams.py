@@ -48,7 +48,7 @@ def measure_table(tokenizer, texts: dict, rows: dict, labels: dict, order: int, 
         RNNSentConfig(vocab_size=len(tokenizer), embedding_size=1, hidden_size=1, **settings)
     )
     losses = fit_ngrams(model, rows["train"], labels["train"], rows["validation"], labels["validation"])
-    best = min(losses, key=lambda key: min(losses[key]))
+    best = min((key for key in losses if key[0] == model.config.ngram_presence), key=lambda key: min(losses[key]))
     seconds = time.perf_counter() - start
     positive = [answer[1] for answer in BulkClassifier(TorchScorer(model, tokenizer))(texts["validation"])]
     return {

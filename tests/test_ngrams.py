@@ -130,7 +130,9 @@ def test_of_few_texts_shorter_ngrams_and_a_penalty_are_tried_and_the_best_table_
     assert tried == set(product((True, False), (1, 2), (False, True)))
     logits = torch.cat([model(torch.from_numpy(row).view(1, -1)).logits for row in other_rows])
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(other_labels)).item()
-    assert loss == pytest.approx(min(map(min, history.values())), rel=1e-4)
+    best = {way: min(min(losses) for key, losses in history.items() if key[0] == way) for way in (True, False)}
+    chosen = best[True] < 0.97 * best[False]
+    assert model.config.ngram_presence == chosen and loss == pytest.approx(best[chosen], rel=1e-4)
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_TOKENS", 0)
     assert all(smoothing for *_, smoothing in fit_ngrams(model, rows, labels, other_rows, other_labels))
     monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_TRIED", 0)
