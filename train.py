@@ -519,7 +519,8 @@ def show_examples(trainer: RNNSentTrainer, texts: LabeledTexts):
     held = texts.splits[next(name for name in ("test", "validation", "train") if name in texts.splits)]
     rows = np.linspace(0, len(held) - 1, min(EXAMPLES, len(held))).astype(int)
     examples = [held[int(row)]["text"] or "" for row in rows]
-    classify = pipeline("text-classification", model=trainer.model, tokenizer=trainer.processing_class, top_k=None)
+    model, tokenizer = trainer.model, trainer.processing_class
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device=model.device)
     print("Three examples:")
     for text, answers in zip(examples, classify(examples)):
         if trainer.model.config.problem_type == "multi_label_classification":

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_origin
 
 import torch
 import yaml
+from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 
 from .configuration_rnnsent import RNNSentConfig
@@ -158,6 +159,14 @@ _LEAST = {
 }
 
 
+def has_accelerator() -> bool:
+    """
+    Whether there is a device to train on beside the CPU. Apple's MPS is none: for every length of a batch it keeps
+    another graph of a recurrent layer, and accelerate starts no several processes with it.
+    """
+    return torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
+
+
 @dataclass
 class RNNSentTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` and what a run needs beside them."""
@@ -235,7 +244,7 @@ class RNNSentTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         # Where there is nothing but a CPU, a recipe with `bf16` runs on it, and there is nowhere to pin memory for.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not has_accelerator()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         for name in ("adversarial_weight", "virtual_adversarial_weight", "entropy_weight", "distillation_weight"):
             if not 0 <= getattr(self, name) < float("inf"):

@@ -39,7 +39,7 @@ class BulkClassifier:
     >>> from modeling_rnnsent.scoring import load_scorer
 
     >>> classify = BulkClassifier(load_scorer("runs/default"))
-    >>> for probabilities in classify(open("reviews.txt")):
+    >>> for probabilities in classify(open("reviews.txt", encoding="utf-8")):
     ...     print(probabilities)
     ```
     """

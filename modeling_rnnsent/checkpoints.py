@@ -275,7 +275,7 @@ def _digest(path: Path) -> str:
 def _sync(path: Path):
     if path.is_dir() and os.name == "nt":  # Windows opens no directories
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs what may be written
     try:
         os.fsync(descriptor)
     finally:

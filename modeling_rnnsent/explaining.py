@@ -189,13 +189,11 @@ class Explainer:
             start = torch.nn.functional.one_hot(input_ids, self.config.vocab_size).float()
         else:
             start = model.get_input_embeddings()(input_ids).detach()
-        # cuDNN has no gradients in evaluation mode.
-        with torch.backends.cudnn.flags(enabled=False):
-            elements = len(ids) * max(_USUAL_SIZE, start.shape[-1])
-            steps = min(_INTEGRATION_STEPS, max(1, _BATCH_TOKENS * _USUAL_SIZE // elements))
-            gradients = IntegratedGradients(recurrent).attribute(
-                start, n_steps=_INTEGRATION_STEPS, internal_batch_size=steps
-            )
+        elements = len(ids) * max(_USUAL_SIZE, start.shape[-1])
+        steps = min(_INTEGRATION_STEPS, max(1, _BATCH_TOKENS * _USUAL_SIZE // elements))
+        gradients = IntegratedGradients(recurrent).attribute(
+            start, n_steps=_INTEGRATION_STEPS, internal_batch_size=steps
+        )
         found = (1 - weight) * gradients.sum(dim=-1).squeeze(0)
         if weight > 0:
             found = found + weight * self._ngram_contributions(input_ids, target)

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ def _threads_were_said() -> bool:
     """Whether OMP_NUM_THREADS was set before the launcher started, or it was told a number of threads."""
     launch = _launch_arguments()
     try:
-        environment = psutil.Process().parent().environ()
+        environment = _launcher().environ()
     except (psutil.Error, AttributeError, OSError):
         environment = {}
     return "OMP_NUM_THREADS" in environment or (launch is not None and launch.num_cpu_threads_per_process is not None)
@@ -95,10 +96,16 @@ def _processes_asked_for() -> int | None:
     return launch.num_processes
 
 
+def _launcher() -> psutil.Process | None:
+    """The process that started this one; in a virtual environment of Windows a Python stands between that starts it."""
+    parent = psutil.Process().parent()
+    return parent.parent() if parent and os.name == "nt" and sys.prefix != sys.base_prefix else parent
+
+
 def _launch_arguments() -> Namespace | None:
     """What `accelerate launch` was told on its command line; None where another program started this process."""
     try:
-        words = psutil.Process().parent().cmdline()
+        words = _launcher().cmdline()
         start = next(
             index
             for index, word in enumerate(words[:4])

@@ -382,7 +382,7 @@ class RNNSentModel(RNNSentPreTrainedModel):
         outputs, final_hidden, final_state = self.recurrence(inputs, lengths, initial, return_state=use_cache)
         if order is not None:
             places = order.argsort(dim=1).unsqueeze(-1)
-            outputs = [output.take_along_dim(places, dim=1) for output in outputs]
+            outputs = [output.take_along_dim(places.to(output.device), dim=1) for output in outputs]
 
         pooled = None
         if self.pooler is not None:

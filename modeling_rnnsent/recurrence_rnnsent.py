@@ -29,14 +29,16 @@ NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
 def multiplies_in_bfloat16(device_type: str) -> bool:
-    """Whether a device (`"cpu"`, `"cuda"`, ...) does. A CPU without AVX-512 BF16 or AMX emulates it, slowly."""
+    """Whether a device (`"cpu"`, `"cuda"`, ...) does; a CPU without AVX-512 BF16 or AMX and older GPUs emulate it."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device_type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
 def without_autocast(input: Tensor):
     """A context in which `input`'s device computes in the types it is given. To switch off what is off takes time."""
     kind = input.device.type
-    is_on = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 

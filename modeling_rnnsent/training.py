@@ -268,7 +268,9 @@ class RNNSentTrainer(Trainer):
 
     def agree_to_stop(self) -> bool:
         """Whether this process or another was told to stop; to be asked by all at the same step."""
-        if not self._is_stopping:
+        if self.args.world_size == 1:  # with nobody to ask a GPU need not be waited for
+            self._is_stopping = stop_request.signal is not None
+        elif not self._is_stopping:
             asked = torch.tensor(float(stop_request.signal is not None), device=self.args.device)
             self._is_stopping = bool(self.accelerator.reduce(asked, "sum") > 0)
         return self._is_stopping
