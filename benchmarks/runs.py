@@ -75,7 +75,8 @@ def draw(rows: list[dict], rivals: list[dict]):
         time, accuracy = statistics.mean(times), 100 * statistics.mean(accuracies)
         margin = 100 * statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
         axes.errorbar(time, accuracy, yerr=margin or None, fmt=marker, color=colour, capsize=3)
-        axes.annotate(name, (time, accuracy), (6, 4), textcoords="offset points", fontsize=8, color=colour)
+        place = (6, 4) if marker == "D" else (6, -11)  # the rivals' below, out of the way of ours
+        axes.annotate(name, (time, accuracy), place, textcoords="offset points", fontsize=8, color=colour)
     axes.set_xscale("log")
     axes.set(xlabel="minutes, all told", ylabel="test accuracy, %", title="IMDb, 25,000 test reviews")
     axes.margins(x=0.25, y=0.1)
