@@ -1,7 +1,9 @@
 """`transformers.Trainer` for RNNSent models: batches by length, checkpoints that are whole or absent."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -483,7 +485,7 @@ class RNNSentTrainer(Trainer):
         except Exception as error:  # torch, safetensors and tokenizers each have their own for a full disk
             kept = list_checkpoints(Path(self.args.output_dir))
             left = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"
-            full = shutil.disk_usage(self.args.output_dir).free < 2**16
+            full = os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(self.args.output_dir).free < 2**16
             raise OSError(f"could not save {folder}: {'the disk is full' if full else error}; {left}") from error
 
     def init_hf_repo(self, *args, **kwargs):
