@@ -240,7 +240,7 @@ def test_fewer_processes_than_asked_for_is_said(odd, tmp_path):
     [
         (("--cpu",), {}, psutil.cpu_count(logical=False) or os.cpu_count()),
         (("--cpu", "--num_cpu_threads_per_process", 1), {}, 1),
-        (("--multi_gpu", "--num_processes", 2), {}, (psutil.cpu_count(logical=False) or os.cpu_count()) // 2),
+        (("--multi_gpu", "--num_processes", 2), {}, max(1, (psutil.cpu_count(logical=False) or os.cpu_count()) // 2)),
         (("--cpu",), {"OMP_NUM_THREADS": "1"}, 1),
     ],
     ids=["nothing said", "flag", "two processes", "environment"],
