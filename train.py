@@ -366,7 +366,7 @@ def start_with_ngrams(
     model = start_model(run, given, tokenizer, RNNSentForSequenceClassification)
     if not has_ngrams:
         presence, table = from_main_process(fit_and_tell)
-        model.ngrams.presence = model.config.ngram_presence = presence
+        model.config.ngram_presence = presence
         model.ngrams.load_state_dict(table)
     return model
 

@@ -212,7 +212,7 @@ class Explainer:
         padded = torch.nn.functional.pad(input_ids, (ngrams.order - 1, 0), value=-1)
         rows, is_ngram = find_ngrams(padded, None, ngrams.order, ngrams.num_buckets)
         counts, count = is_ngram[0].float(), int(is_ngram.sum())
-        if ngrams.presence:  # one that stands several times counts once: each time has its part
+        if self.config.ngram_presence:  # one that stands several times counts once: each time has its part
             _, index, times = rows[0].masked_fill(~is_ngram[0], -1).unique(return_inverse=True, return_counts=True)
             counts, count = counts / times[index], len(times) - int(not is_ngram.all())
         scores = ngrams.scores[rows[0]] * counts.unsqueeze(-1)  # (time, sizes, columns)

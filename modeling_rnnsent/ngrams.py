@@ -120,7 +120,7 @@ def fit_ngrams(
     trials, orders = _choose_trials(rows, len(bias), ngrams.order, presence)
     histories, lowest = {}, float("inf")
     for presence, kinds in trials:
-        presence = ngrams.presence if presence is None else presence
+        presence = model.config.ngram_presence if presence is None else presence
         texts, lowest_of = (rows, targets, ngrams.order, problem_type, presence), dict.fromkeys(kinds, float("inf"))
         for order in orders:
             inside, everywhere = _count(rows, shares, order, ngrams.num_buckets, presence)
@@ -132,8 +132,8 @@ def fit_ngrams(
                 history = histories[presence, order, kind] = []
                 for loss in regression.train(validation_rows, validation_targets):
                     history.append(loss * float(scale) ** 2)  # of values in their own unit
-                    if loss < lowest * (1 if ngrams.presence == presence else 1 - LEAST_GAIN):
-                        lowest, ngrams.presence, model.config.ngram_presence = loss, presence, presence
+                    if loss < lowest * (1 if model.config.ngram_presence == presence else 1 - LEAST_GAIN):
+                        lowest, model.config.ngram_presence = loss, presence
                         ngrams.scores.copy_(regression.scores * scale)
                         ngrams.bias.copy_(regression.bias.detach() * scale + shift)
                 if min(history) < lowest_of[kind]:

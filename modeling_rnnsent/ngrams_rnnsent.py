@@ -73,7 +73,7 @@ class RNNSentNgrams(nn.Module):
         super().__init__()
         self.order = config.ngram_order
         self.num_buckets = config.ngram_buckets
-        self.presence = config.ngram_presence
+        self.config = config  # whose `ngram_presence` counts, whenever it is set
         self.is_binary = config.num_labels == 2 and config.problem_type in (None, "single_label_classification")
         columns = 1 if self.is_binary else config.num_labels
         # Buffers, since they are not trained with the rest: an optimizer would go over millions of rows for the few
@@ -86,7 +86,12 @@ class RNNSentNgrams(nn.Module):
         Shapes of the parts of the past: last ids, a bit for each row met (where each counts once), sum of scores,
         number of n-grams.
         """
-        sizes = (self.order - 1, self.num_buckets // 8 + 1 if self.presence else 0, self.scores.shape[1], 1)
+        sizes = (
+            self.order - 1,
+            self.num_buckets // 8 + 1 if self.config.ngram_presence else 0,
+            self.scores.shape[1],
+            1,
+        )
         return [(batch_size, size) for size in sizes]
 
     def no_past(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -123,7 +128,7 @@ class RNNSentNgrams(nn.Module):
         rows, is_ngram = find_ngrams(ids, lengths, self.order, self.num_buckets)
         rows, counts = rows.flatten(1), is_ngram.flatten(1)
         bits, total, count = (None, 0, 0) if past is None else past[1:]
-        if self.presence:
+        if self.config.ngram_presence:
             # Sorted, equal ones stand together. What is no n-gram goes to the end, as a row that there is not.
             rows = sort_rows(rows.masked_fill(~counts, _PRIME))
             counts = (rows.diff(dim=1, prepend=rows.new_full((rows.shape[0], 1), -1)) > 0) & (rows < _PRIME)
@@ -153,4 +158,4 @@ class RNNSentNgrams(nn.Module):
         return ids.gather(1, lengths.unsqueeze(1) + torch.arange(self.order - 1, device=ids.device))
 
     def extra_repr(self) -> str:
-        return f"order={self.order}, num_buckets={self.num_buckets}, presence={self.presence}"
+        return f"order={self.order}, num_buckets={self.num_buckets}, presence={self.config.ngram_presence}"
