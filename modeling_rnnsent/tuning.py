@@ -83,7 +83,7 @@ def tune_recipe(
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError:
-        raise InputError('rnnsent tune needs Optuna: pip install "rnnsent[tune]"') from None
+        raise InputError("rnnsent tune needs Optuna: pip install optuna") from None
     if minutes <= 0 or (trials is not None and trials < 1):
         raise InputError(f"--minutes and --trials must be positive, got {minutes} and {trials}.")
     folder, flags = Path(output), flags or []

@@ -98,7 +98,7 @@ def import_gensim(what: str = "word_vectors"):
     try:
         import gensim.models
     except ModuleNotFoundError:
-        raise InputError(f'{what} needs gensim: pip install "rnnsent[vectors]"') from None
+        raise InputError(f"{what} needs gensim: pip install gensim") from None
     return gensim.models
 
 
