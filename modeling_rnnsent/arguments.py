@@ -466,6 +466,9 @@ def parse_run(argv: list[str] | None = None) -> Run:
             if (positive := flag.removeprefix("no_")) in flags:
                 raise InputError(f"unknown flag --{flag}. Did you mean '--{positive} false'?")
             raise InputError(f"unknown flag --{flag}.{_nearest(flag, known, '--')}")
+    # What a run's own recipe, which has them all, says that was found out holds for no other run.
+    if recipe.keys() >= FOUND_OUT and given - FOUND_OUT - RUN_ONLY:
+        recipe = {key: value for key, value in recipe.items() if key not in FOUND_OUT}
     if given & _DATA_NAMES:
         recipe = {key: value for key, value in recipe.items() if key not in _DATA_FIELDS}
     if given & _STARTS:

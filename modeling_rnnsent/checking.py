@@ -38,6 +38,9 @@ def check_settings_of(run: Run):
             raise InputError("early_stopping_patience needs an eval_strategy, 'epoch' or 'steps', got 'no'.")
     if training.fp16 and training.device.type == "cpu":
         raise InputError("fp16 is for a GPU: on a CPU give bf16, where it multiplies in it, or neither.")
+    for name in ("bf16_full_eval", "fp16_full_eval"):
+        if getattr(training, name):
+            raise InputError(f"{name} would leave a model of half the precision: give {name[:4]} instead.")
     if training.torch_compile and (training.adversarial_weight or training.needs_unlabeled_texts):
         raise InputError(
             "torch_compile is for labels alone: adversarial training and texts without labels look into the embedding, "

@@ -1,7 +1,6 @@
 """Finished runs beside each other: their results, and the settings in which they differ."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from .errors import InputError
-from .showing import figures
+from .showing import figures, wilson_margins
 
 _METRICS = ("accuracy", "f1", "roc_auc", "mse", "pearson", "perplexity", "calibration_error", "loss")
 
@@ -71,9 +70,9 @@ def draw_comparison(rows: list[dict[str, Any]], path: str):
     figure = Figure(figsize=(7, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        value, margin = row[metric], 0.0
+        value, margin = row[metric], None
         if metric == "accuracy":
-            margin = 1.96 * math.sqrt(value * (1 - value) / max(1, row["texts"]))
+            margin = [[distance] for distance in wilson_margins(round(value * row["texts"]), row["texts"])]
         axes.errorbar(value, -place, xerr=margin, fmt="o", capsize=3)
         told = f"{figures(value)}, {row['minutes']:.1f} min"
         axes.annotate(told, (value, -place), (0, 7), textcoords="offset points")

@@ -540,7 +540,7 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
     ):
         if name in raw:
             raw[name] = _shorten(raw[name], flag, arguments)
-    if labels is not None and labels.problem_type == "single_label_classification":
+    if labels is not None and labels.problem_type != "regression":
         _check_classes(raw["train"], labels)
     return DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
 
@@ -558,9 +558,11 @@ def _shorten(dataset: Dataset, flag: str, arguments: DataArguments) -> Dataset:
 
 def _check_classes(train: Dataset, labels: Labels):
     """Says which classes have no text once others are held out; raises `InputError` where one class has them all."""
-    counts = np.bincount(train["label"][:], minlength=len(labels.names))
+    are_several = labels.problem_type == "multi_label_classification"
+    held = np.array(train["label"][:])
+    counts = held.sum(axis=0) if are_several else np.bincount(held, minlength=len(labels.names))
     used = [name for name, number in zip(labels.names, counts) if number]
-    if len(used) == 1:
+    if len(used) == 1 and not are_several:
         raise InputError(f"the texts left to train on have one class only, {used}: there is nothing to tell apart.")
     if len(used) < len(labels.names):
         lost = [name for name, number in zip(labels.names, counts) if not number]

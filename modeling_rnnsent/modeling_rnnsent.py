@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple, is_tracing, logging
 
 from .configuration_rnnsent import RNNSentConfig
@@ -136,13 +137,19 @@ class RNNSentPooler(nn.Module):
             if self.num_directions == 1:
                 return final_hidden[-1], ()
             return merge_directions(final_hidden[-2], final_hidden[-1], self.merge_mode), ()
-        hidden_states = drop_out(hidden_states, self.dropout, self.training)
+        whole, hidden_states = hidden_states, drop_out(hidden_states, self.dropout, self.training)
         if past is None:
             past = self._no_past(hidden_states)
         if hidden_states.shape[1] > 0:
-            read = {"max": self._read_max, "mean": self._read_mean, "attention": self._read_attention}
-            if self.pooling == "max_mean":
-                past = (*self._read_max(hidden_states, mask, past[:1]), *self._read_mean(hidden_states, mask, past[1:]))
+            top = whole
+            if hidden_states is not whole and self.pooling in ("max", "max_mean"):
+                # A maximum of scaled states would be another number than that of all states which is to come.
+                top = whole.masked_fill(hidden_states == 0, torch.finfo(whole.dtype).min)
+            read = {"mean": self._read_mean, "attention": self._read_attention}
+            if self.pooling == "max":
+                past = self._read_max(top, mask, past)
+            elif self.pooling == "max_mean":
+                past = (*self._read_max(top, mask, past[:1]), *self._read_mean(hidden_states, mask, past[1:]))
             else:
                 past = read[self.pooling](hidden_states, mask, past)
         pooled = []
@@ -207,9 +214,9 @@ class RNNSentPooler(nn.Module):
 class RNNSentClassificationHead(nn.Module):
     """Dropout and a linear layer, or with `classifier_hidden_size` dropout, linear, ReLU, dropout, linear."""
 
-    def __init__(self, config: RNNSentConfig, input_size: int):
+    def __init__(self, config: RNNSentConfig, input_size: int, may_be_regression: bool = True):
         super().__init__()
-        self.config = config
+        self.config, self.may_be_regression = config, may_be_regression
         self.is_sigmoid = config.classifier_head == "sigmoid"
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense = nn.Linear(input_size, config.classifier_hidden_size) if config.classifier_hidden_size else None
@@ -220,7 +227,12 @@ class RNNSentClassificationHead(nn.Module):
     @property
     def scale(self) -> float:
         """What the last layer's output is multiplied with: a regression's `value_scale`."""
-        return self.config.value_scale if self.config.problem_type == "regression" else 1.0
+        return self.config.value_scale if self.is_regression else 1.0
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the output is in the unit of a regression's labels."""
+        return self.may_be_regression and self.config.problem_type == "regression"
 
     def forward(self, features: Tensor) -> Tensor:
         """Features `(..., input_size)` to logits `(..., num_labels)`."""
@@ -228,7 +240,7 @@ class RNNSentClassificationHead(nn.Module):
         if self.dense is not None:
             features = self.dropout(torch.relu(self.dense(features)))
         logits = self.out_proj(features)
-        if self.config.problem_type == "regression":
+        if self.is_regression:
             logits = logits * self.config.value_scale + self.config.value_mean
         # Softmax over [0, z] is (1 - sigmoid(z), sigmoid(z)), and its cross-entropy is the binary one.
         return F.pad(logits, (1, 0)) if self.is_sigmoid else logits
@@ -247,6 +259,11 @@ class RNNSentPreTrainedModel(PreTrainedModel):
     def __init__(self, config: RNNSentConfig, *args, **kwargs):
         config.validate()  # again: `from_pretrained` sets the fields that it is given one by one
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args, use_cache: bool | None = None, **kwargs):
+        """As in `transformers`. `use_cache`, which scripts give other models here, is `forward`'s alone."""
+        return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -340,7 +357,7 @@ class RNNSentModel(RNNSentPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         state: tuple[Tensor, ...] | None = None,
-        use_cache: bool = True,
+        use_cache: bool = False,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> RNNSentModelOutput:
@@ -355,7 +372,7 @@ class RNNSentModel(RNNSentPreTrainedModel):
                 Embeddings instead of ids (vectors of size `vocab_size` with `input_encoding="one_hot"`).
             state (`tuple[torch.FloatTensor]`, *optional*):
                 Initial state, as returned. None: zeros.
-            use_cache (`bool`, *optional*, defaults to `True`):
+            use_cache (`bool`, *optional*, defaults to `False`):
                 Whether the final state is returned.
             output_hidden_states (`bool`, *optional*):
                 Whether the embeddings and every layer's output are returned.
@@ -626,7 +643,7 @@ class RNNSentForTokenClassification(RNNSentPreTrainedModel):
         self.loss_type = "ForTokenClassification"
         self.num_labels = config.num_labels
         self.rnnsent = RNNSentModel(config, add_pooling_layer=False)
-        self.classifier = RNNSentClassificationHead(config, config.output_size)
+        self.classifier = RNNSentClassificationHead(config, config.output_size, may_be_regression=False)
         self.post_init()
 
     @can_return_tuple
@@ -849,6 +866,12 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
             raise ValueError(
                 "`generate` needs `bidirectional=False`, got True: the backward direction has no text to read yet."
             )
+        given = kwargs.get("generation_config") or self.generation_config
+        if stop_strings := kwargs.get("stop_strings") or given.stop_strings:
+            raise ValueError(
+                f"`stop_strings` are for tokens that are parts of words, got {stop_strings!r}: where words are tokens, "
+                "give their ids as `eos_token_id`."
+            )
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -861,8 +884,17 @@ class RNNSentForCausalLM(RNNSentPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         )
-        if attention_mask is not None and inputs.get("input_ids") is not None:
-            inputs["attention_mask"] = attention_mask[:, -inputs["input_ids"].shape[1] :]
+        if attention_mask is None:
+            return inputs
+        name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+        read = inputs[name]
+        mask = attention_mask[:, -read.shape[1] :]
+        if not mask[:, -1].all():
+            # Padding on the right: the next token is told by what stands in the last place, so tokens go there.
+            order = mask.bool().to(torch.uint8).argsort(dim=1, stable=True)
+            mask = mask.take_along_dim(order, dim=1)
+            inputs[name] = read.take_along_dim(order if read.dim() == 2 else order.unsqueeze(-1), dim=1)
+        inputs["attention_mask"] = mask
         return inputs
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, state: tuple[Tensor, ...] | None = None, **kwargs):
@@ -890,6 +922,8 @@ RNNSentModel.register_for_auto_class("AutoModel")
 RNNSentForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 RNNSentForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
 RNNSentForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# By this table `Trainer` knows whose labels are to be shifted when it smooths them.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["rnnsent"] = RNNSentForCausalLM.__name__
 
 __all__ = [
     "RNNSentForCausalLM",

@@ -277,7 +277,9 @@ class _PenalizedRegression(_Regression):
 
     def train_round(self):
         """To the best weights, about, of the next penalty."""
-        penalty = next(self.penalties) / len(self.rows)
+        # Of the sum over texts and labels, of which the loss is the mean.
+        labels = len(self.bias) if self.problem_type == "multi_label_classification" else 1
+        penalty = next(self.penalties) / (len(self.rows) * labels)
         weights, bias = self.weights.detach(), self.bias.detach()
 
         def closure() -> Tensor:
@@ -366,7 +368,10 @@ def _shares(targets: Tensor, problem_type: str, columns: int) -> Tensor:
         return targets.view(-1, 1).float() if columns == 1 else F.one_hot(targets, columns).float()
     if problem_type != "regression":
         return targets
-    return targets.argsort(dim=0).argsort(dim=0) / max(1, len(targets) - 1)
+    # Equal values have one rank, the mean of theirs.
+    _, place, counts = targets.unique(return_inverse=True, return_counts=True)
+    ranks = counts.cumsum(dim=0) - (counts + 1) / 2
+    return ranks[place] / max(1, len(targets) - 1)
 
 
 def _count(

@@ -13,7 +13,7 @@ Each term is a pass of its own, forward and backward, after the labelled one; no
 the gradient of the embeddings.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count, islice
 
@@ -72,6 +72,8 @@ def perturbation(direction: Tensor, embeddings: Tensor, attention_mask: Tensor, 
     """
     squares = (embeddings.square() * attention_mask.unsqueeze(-1)).sum()
     scale = (squares / (attention_mask.sum().clamp(min=1) * embeddings.shape[-1])).sqrt()
+    # First to a size whose squares are numbers: where answers are sure, gradients are very small.
+    direction = direction / direction.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(direction.dtype).tiny)
     return epsilon * scale * direction / direction.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30)
 
 
@@ -150,8 +152,11 @@ class Objectives:
         self.need_unlabeled = arguments.needs_unlabeled_texts
         self.model, self.embedding = model, model.get_input_embeddings()
         self.problem_type = model.config.problem_type
-        # The unit of the labelled loss.
-        self.unit = model.config.value_scale**2 if self.problem_type == "regression" else 1.0
+        # The unit of the labelled loss, which of several labels is a mean.
+        self.unit = {
+            "regression": model.config.value_scale**2,
+            "multi_label_classification": float(model.config.num_labels),
+        }.get(self.problem_type, 1.0)
         if self.are_set and (self.embedding is None or not isinstance(model, RNNSentForSequenceClassification)):
             what = (
                 "an embedding to change"
@@ -173,7 +178,8 @@ class Objectives:
     def terms(
         self,
         model: nn.Module,
-        labeled: dict[str, Tensor],
+        labeled_loss: Callable[[], Tensor],
+        attention_mask: Tensor,
         embeddings: Tensor,
         unlabeled: dict[str, Tensor] | None,
         scaler: torch.amp.GradScaler | None = None,
@@ -183,16 +189,17 @@ class Objectives:
 
         Args:
             model (`nn.Module`): The model or what wraps it.
-            labeled (`dict[str, torch.Tensor]`): The labelled batch.
+            labeled_loss (`Callable[[], torch.Tensor]`): The labelled pass once more, with the same dropout.
+            attention_mask (`torch.Tensor` of shape `(batch, time)`): Of the labelled batch.
             embeddings (`torch.Tensor` of shape `(batch, time, size)`): Of the labelled pass, with their gradient.
             unlabeled (`dict[str, torch.Tensor]`, *optional*): A batch whose `labels`, if any, are a teacher's answers.
             scaler (`torch.amp.GradScaler`, *optional*): What keeps float16 gradients from vanishing.
         """
         if self.adversarial_weight > 0:
             gradient, embeddings = embeddings.grad.float(), embeddings.detach().float()
-            step = perturbation(gradient, embeddings, labeled["attention_mask"], self.epsilon)
+            step = perturbation(gradient, embeddings, attention_mask, self.epsilon)
             with perturbed(self.embedding, step):
-                loss = model(**labeled).loss
+                loss = labeled_loss()
             yield self.adversarial_weight * loss
         if unlabeled is not None:
             yield from self._unlabeled_terms(model, unlabeled, scaler)
@@ -203,12 +210,12 @@ class Objectives:
         inputs = dict(inputs)
         teacher = inputs.pop("labels", None)
         # The same dropout in every pass: only the perturbation is to make a difference.
-        random = _random_state(inputs["input_ids"].device)
+        random = random_state(inputs["input_ids"].device)
         if self.entropy_weight > 0 or self.distillation_weight > 0:
             logits = model(**inputs).logits
             loss = 0.0
             if self.entropy_weight > 0:
-                loss = loss + self.entropy_weight * entropy(logits, self.problem_type)
+                loss = loss + self.entropy_weight * entropy(logits, self.problem_type) / self.unit
             if self.distillation_weight > 0:
                 taught = soft_cross_entropy(logits, teacher, self.problem_type) / self.unit
                 loss = loss + self.distillation_weight * taught
@@ -228,7 +235,7 @@ class Objectives:
         self,
         inputs: dict[str, Tensor],
         logits: Tensor,
-        random: "_random_state",
+        random: "random_state",
         scaler: torch.amp.GradScaler | None,
     ) -> Tensor:
         """Where the answer changes most: one step of the power iteration (Miyato et al., 2017, section 3)."""
@@ -244,7 +251,7 @@ class Objectives:
         return perturbation(gradient, embeddings, mask, self.epsilon)
 
 
-class _random_state:
+class random_state:
     """The state of a device's random numbers, to return to."""
 
     def __init__(self, device: torch.device):

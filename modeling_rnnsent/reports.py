@@ -14,13 +14,12 @@ from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from scipy.stats import binomtest
 from sklearn.metrics import auc, confusion_matrix, f1_score, roc_curve
 
 from .data import Labels
 from .explaining import Explainer
 from .metrics import calibration_error
-from .showing import figures
+from .showing import figures, wilson_margins
 from .tokenization import HTML_TAG
 
 TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
@@ -114,12 +113,10 @@ def draw_accuracy_by_length(predictions: Predictions, path: Path):
     groups = [group for group in np.array_split(order, 8) if len(group)]
     accuracy = np.array([right[group].mean() for group in groups])
     middle = [np.median(predictions.lengths[group]) for group in groups]
-    # Wilson's: within 0 and 1, and not empty where all answers are right.
-    tests = [binomtest(int(right[group].sum()), len(group)) for group in groups]
-    low, high = np.array([test.proportion_ci(method="wilson") for test in tests]).T
+    margins = np.array([wilson_margins(int(right[group].sum()), len(group)) for group in groups]).T
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.errorbar(middle, accuracy, yerr=np.clip((accuracy - low, high - accuracy), 0, None), fmt="o-", capsize=3)
+    axes.errorbar(middle, accuracy, yerr=margins, fmt="o-", capsize=3)
     axes.axhline(right.mean(), color="gray", linestyle=":", label=f"all texts: {right.mean():.1%}")
     axes.set(title="Accuracy against length", xlabel="tokens in the text (median of the group)", ylabel="accuracy")
     if min(middle) > 0 and max(middle) > 8 * min(middle):
@@ -525,7 +522,7 @@ def _use(name: str, config, task: str) -> list[str]:
         return [
             *code,
             f'generator = pipeline("text-generation", model="{name}", trust_remote_code=True)',
-            'generator("the film was", max_new_tokens=40)',
+            'generator("the film was ", max_new_tokens=40)',
             "```",
         ]
     return [

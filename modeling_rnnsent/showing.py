@@ -74,3 +74,14 @@ def as_json(explanation: "Explanation") -> str:
     ]
     answer = {"text": explanation.text, "label": explanation.label, "score": plain(explanation.score)}
     return json.dumps({**answer, "words": words}, ensure_ascii=False)
+
+
+def wilson_margins(right: int, number: int) -> tuple[float, float]:
+    """
+    How far the 95 % interval of an accuracy, `right` of `number`, goes down and up: Wilson's, which stays within 0 and
+    1 and is not empty where all answers are right.
+    """
+    from scipy.stats import binomtest  # only pictures need it
+
+    interval, accuracy = binomtest(right, number).proportion_ci(method="wilson"), right / number
+    return max(0.0, accuracy - interval.low), max(0.0, interval.high - accuracy)

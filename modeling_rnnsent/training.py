@@ -36,7 +36,7 @@ from .checkpoints import (
 from .errors import Diverged, InputError, Interrupted
 from .launching import stop_request
 from .metrics import mean_loss
-from .objectives import Objectives, unlabeled_batches, watched
+from .objectives import Objectives, random_state, unlabeled_batches, watched
 from .optimization import LazyAdamW, clip_gradients, lazy_embedding
 from .publishing import NOTHING_TRAINED, hub_errors, publish_run
 from .sampling import EpochSampler
@@ -165,11 +165,20 @@ class RNNSentTrainer(Trainer):
         objectives = self.objectives
         if not objectives.are_set:
             return super().training_step(model, inputs, num_items_in_batch)
+        inputs, random = self._prepare_inputs(inputs), random_state(self.args.device)
         with watched(objectives.embedding) as embeddings:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, {**inputs}, num_items_in_batch)
         unlabeled = self._prepare_inputs(self._next_unlabeled()) if objectives.need_unlabeled else None
-        inputs, scaler = self._prepare_inputs(inputs), self.accelerator.scaler
-        for term in objectives.terms(model, inputs, embeddings[0], unlabeled, scaler):
+
+        def labeled_loss() -> torch.Tensor:
+            random.restore()  # the same dropout: only the perturbation is to make a difference
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, {**inputs}, num_items_in_batch=num_items_in_batch)
+            # A share of all items of the update already is one of its steps.
+            return loss if num_items_in_batch is None else loss * self.current_gradient_accumulation_steps
+
+        mask, scaler = inputs["attention_mask"], self.accelerator.scaler
+        for term in objectives.terms(model, labeled_loss, mask, embeddings[0], unlabeled, scaler):
             term = term / self.current_gradient_accumulation_steps
             self.accelerator.backward(term)
             loss = loss + term.detach()

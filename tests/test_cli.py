@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from importlib.metadata import version
+from statistics import NormalDist
 
 import numpy as np
 import pandas
@@ -22,6 +23,7 @@ from modeling_rnnsent import RNNSentForCausalLM
 from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.metrics import calibration_error, fit_temperature, mean_loss
 from modeling_rnnsent.reports import show_mistakes
+from modeling_rnnsent.showing import wilson_margins
 
 TEXTS = ["a wonderful film", "dull and boring", "", "the story was touching"]
 
@@ -102,6 +104,15 @@ def test_explain_prints_columns_json_and_colours(book_run):
     assert red > max(green, blue)  # for the answer, as in the page
     result = run(RNNSENT, "explain", book_run, text, "--label=9", check=False)
     assert result.returncode == 1 and "no label '9', only ['0', '1']" in result.stderr
+
+
+@pytest.mark.parametrize(("right", "number"), [(50, 50), (0, 3), (37, 80)])
+def test_intervals_are_wilsons(right, number):
+    down, up = wilson_margins(right, number)
+    share, z = right / number, NormalDist().inv_cdf(0.975)
+    for end in (share - down, share + up):  # where the distance is z deviations of what is there
+        assert abs(share - end) == pytest.approx(z * (end * (1 - end) / number) ** 0.5, abs=1e-9)
+    assert 0 <= share - down < share + up <= 1
 
 
 def test_compare_shows_results_and_differences(book_run, reviews, tmp_path):

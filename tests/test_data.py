@@ -442,6 +442,14 @@ def test_classes_without_a_text_to_train_on_are_named(tmp_path, caplog):
     assert lost and f"no text to train on of {len(lost)} of 20 classes" in caplog.text
 
 
+def test_labels_of_several_a_text_without_a_text_to_train_on_are_named(tmp_path, caplog):
+    labels = [[f"label {index}", "all"] for index in range(20)]
+    path = write(pandas.DataFrame({"text": [f"text {i}" for i in range(20)], "label": labels}), tmp_path / "data.jsonl")
+    data = load_labeled_texts(DataArguments(train_file=path, validation_size=0.25))
+    held = np.array(data.splits["train"]["label"][:]).sum(axis=0)
+    assert (held == 0).sum() == 5 and "no text to train on of 5 of 21 classes" in caplog.text
+
+
 def test_labels_of_another_form_are_refused_where_a_model_is_tested(tmp_path):
     labels = Labels("multi_label_classification", ["n", "p"], have_ids=True)
     path = write(FRAME.assign(label=[[0, 1], [1, 1]] * 10), tmp_path / "rows.jsonl")

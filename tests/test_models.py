@@ -280,6 +280,24 @@ def test_generate_in_a_left_padded_batch_and_with_beams():
     torch.testing.assert_close(with_state, without)
 
 
+def test_generate_in_a_right_padded_batch():
+    model = make(RNNSentForCausalLM)
+    batch, settings = make_batch([4, 2]), {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    left = model.generate(**make_batch([4, 2], side="left"), **settings)
+    for use_cache in (True, False):
+        found = model.generate(**batch, use_cache=use_cache, **settings)
+        assert torch.equal(found[:, :4], batch["input_ids"]) and torch.equal(found[:, 4:], left[:, 4:])
+    vectors = model.rnnsent.embeddings(batch["input_ids"])
+    found = model.generate(inputs_embeds=vectors, attention_mask=batch["attention_mask"], **settings)
+    torch.testing.assert_close(found, left[:, 4:])
+
+
+def test_words_end_no_generation_by_their_letters():
+    model = make(RNNSentForCausalLM)
+    with pytest.raises(ValueError, match=r"`stop_strings` are for tokens that are parts of words, got \['the end'\]"):
+        model.generate(torch.tensor([[3, 4]]), stop_strings=["the end"])
+
+
 def test_generate_goes_on_from_a_state_and_from_embeddings():
     model = make(RNNSentForCausalLM)
     ids = make_batch([7, 7])["input_ids"]
@@ -460,8 +478,19 @@ def test_pooling_dropout_drops_elements_of_the_pooled_states(pooling):
     states = plain.rnnsent(**batch).last_hidden_state
     torch.testing.assert_close(model.rnnsent(**batch).last_hidden_state, states)
     torch.manual_seed(0)
-    expected, _ = plain.rnnsent.pooler(drop_out(states, 0.25, True), None, batch["attention_mask"].bool())
+    dropped, mask = drop_out(states, 0.25, True), batch["attention_mask"].bool()
+    expected, _ = plain.rnnsent.pooler(dropped, None, mask)
+    if "max" in pooling:  # of what is kept, as it is
+        kept = states.masked_fill((dropped == 0) | ~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+        expected = torch.cat((kept, expected[:, kept.shape[1] :]), dim=1)
     torch.testing.assert_close(pooled, expected)
+
+
+def test_a_maximum_of_nothing_is_zero():
+    model = make(RNNSentForSequenceClassification, pooling="max", pooling_dropout=0.9).train()
+    pooled = model.rnnsent(torch.tensor([[3], [4], [5]])).pooler_output
+    states = model.rnnsent(torch.tensor([[3], [4], [5]])).last_hidden_state[:, 0]
+    assert ((pooled == 0) | (pooled == states)).all() and (pooled == 0).any()
 
 
 @pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])

@@ -8,10 +8,15 @@ import pytest
 import torch
 from test_models import make, make_batch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from modeling_rnnsent import RNNSentForCausalLM, RNNSentForSequenceClassification, RNNSentModel
+from modeling_rnnsent import (
+    RNNSentForCausalLM,
+    RNNSentForSequenceClassification,
+    RNNSentForTokenClassification,
+    RNNSentModel,
+)
 
 LENGTHS = [9, 1, 0, 3]  # ragged enough to be cut in time
 
@@ -119,6 +124,30 @@ def test_a_classifiers_temperature_is_not_one_to_draw_words_at(tmp_path):
     model.generation_config.temperature, model.generation_config.do_sample = 0.6, True
     model.save_pretrained(tmp_path / "language")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "language").generation_config.temperature == 0.6
+
+
+def test_scripts_settings_of_other_language_models_load_too(tmp_path):
+    make(RNNSentForCausalLM).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path, use_cache=False)
+    RNNSentForCausalLM.from_pretrained(tmp_path, use_cache=False)
+
+
+def test_smoothed_labels_of_a_language_model_are_the_next_words(tmp_path):
+    model = make(RNNSentForCausalLM)
+    ids = make_batch([7, 7])["input_ids"]
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none")
+    loss = Trainer(model, arguments).compute_loss(model, {"input_ids": ids, "labels": ids})
+    expected = nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    smooth = -model(ids).logits[:, :-1].log_softmax(dim=-1).mean()
+    torch.testing.assert_close(loss, 0.9 * expected + 0.1 * smooth)
+
+
+def test_classes_of_tokens_are_in_no_unit_of_values():
+    settings = {"num_labels": 3, "problem_type": "regression", "value_scale": 20.0, "value_mean": 1980.0}
+    batch = make_batch(LENGTHS)
+    model, plain = (make(RNNSentForTokenClassification, **given) for given in (settings, {"num_labels": 3}))
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits)
 
 
 def test_a_default_device_is_nobodys_but_the_scripts():

@@ -186,6 +186,35 @@ def test_regression_with_a_penalty_is_logistic_regression_on_inverse_document_fr
     torch.testing.assert_close(logits.softmax(dim=1), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_penalty_is_of_each_of_several_labels_as_of_one(monkeypatch):
+    for name, value in (("PENALTIES", (0.5,)), ("STEPS_PER_PENALTY", 1000), ("HISTORY", 100), ("SMOOTHINGS", ())):
+        monkeypatch.setattr(f"modeling_rnnsent.ngrams.{name}", value)
+    rows, labels = encoded_reviews(120)
+    several = np.stack((labels, np.arange(120) % 3 == 0, 1 - labels), axis=1).astype(np.float32)
+    settings = {"vocab_size": 100, "ngram_order": 1, "ngram_buckets": 1 << 16}
+    model = make(RNNSentForSequenceClassification, num_labels=3, problem_type="multi_label_classification", **settings)
+    fit_ngrams(model, rows, several, rows, several, presence=True)
+    kind = {"num_labels": 2, "problem_type": "single_label_classification"}
+    for place in range(3):
+        alone = make(RNNSentForSequenceClassification, **kind, **settings)
+        fit_ngrams(alone, rows, several[:, place].astype(int), rows, several[:, place].astype(int), presence=True)
+        torch.testing.assert_close(model.ngrams.scores[:, place], alone.ngrams.scores[:, 0], atol=2e-3, rtol=1e-3)
+
+
+def test_the_order_of_equal_values_is_no_matter(monkeypatch):
+    monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", 0)
+    monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", (2.0,))
+    monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
+    rows = [np.array([3]) for _ in range(8)] + [np.array([4]) for _ in range(24)]
+    values = np.array([1.0, 5.0] * 16)  # as many of both with either word, in the first and in the last texts
+    model = make(
+        RNNSentForSequenceClassification, ngram_order=1, ngram_buckets=1 << 16, num_labels=1, problem_type="regression"
+    )
+    fit_ngrams(model, rows, values, rows, values, presence=True)
+    for token in (3, 4):
+        assert abs(float(model.ngrams.scores[bucket([token], 1 << 16)])) < 1e-5
+
+
 def test_table_has_room_for_every_ngram():
     rows = [np.arange(start, start + 100) for start in range(0, 10_000, 100)]
     assert choose_buckets(rows, 1, 1) == 1 << 18  # at least sixteen times 10,000

@@ -16,7 +16,7 @@ from modeling_rnnsent import RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import RNNSentTrainingArguments
 from modeling_rnnsent.bulk import BulkClassifier
 from modeling_rnnsent.errors import InputError
-from modeling_rnnsent.objectives import Objectives, unlabeled_batches, watched
+from modeling_rnnsent.objectives import Objectives, perturbation, unlabeled_batches, watched
 from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.scoring import load_scorer
 from modeling_rnnsent.training import RNNSentTrainer
@@ -51,7 +51,7 @@ def test_adversarial_loss_is_at_the_steepest_step(tmp_path):
     with watched(objectives.embedding) as outputs:
         clean = model(**batch).loss
         clean.backward()
-    (term,) = objectives.terms(model, batch, outputs[0], None)
+    (term,) = objectives.terms(model, lambda: model(**batch).loss, batch["attention_mask"], outputs[0], None)
     embeddings = model.rnnsent.embeddings(batch["input_ids"]).detach().requires_grad_()
     loss = nn.functional.cross_entropy(logits_at(model, batch, embeddings), batch["labels"])
     (gradient,) = torch.autograd.grad(loss, embeddings)
@@ -71,7 +71,7 @@ def test_virtual_adversarial_term_is_what_a_text_is_most_sensitive_to(problem_ty
     model = make_trained(**settings)
     batch = make_batch([6, 3, 5])
     objectives = make_objectives(model, tmp_path, virtual_adversarial_weight=1.0, adversarial_epsilon=0.5)
-    (term,) = objectives.terms(model, {}, None, batch)
+    (term,) = objectives.terms(model, None, None, None, batch)
 
     def change(steps):
         before = logits_at(model, batch, embeddings).detach()
@@ -81,7 +81,8 @@ def test_virtual_adversarial_term_is_what_a_text_is_most_sensitive_to(problem_ty
         kind = torch.distributions.Categorical if settings["num_labels"] == 3 else None
         if problem_type == "multi_label_classification":
             kind = torch.distributions.Bernoulli
-        return torch.distributions.kl_divergence(kind(logits=before), kind(logits=after)).sum() / len(before)
+        divergence = torch.distributions.kl_divergence(kind(logits=before), kind(logits=after))
+        return divergence.mean() if divergence.dim() == 2 else divergence.sum() / len(before)  # as the labelled loss
 
     embeddings = model.rnnsent.embeddings(batch["input_ids"]).detach()
     random = torch.randn(100, *embeddings.shape) * batch["attention_mask"].unsqueeze(-1)
@@ -101,7 +102,8 @@ def test_scaled_gradients_lead_the_same_way(tmp_path):
         with watched(objectives.embedding) as outputs:
             loss = model(**batch).loss
             (loss if scaler is None else scaler.scale(loss)).backward()
-        terms = objectives.terms(model, batch, outputs[0], make_batch([4, 7]), scaler)
+        mask, again = batch["attention_mask"], lambda: model(**batch).loss
+        terms = objectives.terms(model, again, mask, outputs[0], make_batch([4, 7]), scaler)
         found.append(torch.stack([term.detach() for term in terms]))
     assert len(found[0]) == 3
     torch.testing.assert_close(*found)
@@ -112,8 +114,50 @@ def test_same_dropout_in_every_pass(tmp_path):
     objectives = make_objectives(model, tmp_path, virtual_adversarial_weight=1.0, adversarial_epsilon=1e-6)
     batch = make_batch([6, 3, 5])
     assert not torch.allclose(model(**batch).logits, model(**batch).logits)
-    (term,) = objectives.terms(model, {}, None, batch)
+    (term,) = objectives.terms(model, None, None, None, batch)
     assert abs(float(term.detach())) < 1e-6
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_adversarial_pass_is_the_labelled_one_again_but_for_the_step(accumulation, tmp_path):
+    """Without a step to speak of the term is the labelled loss: the update is that of twice the learning rate."""
+    rows = make_batch([6, 3, 5, 4, 7])
+    rows = {"input_ids": [row[row > 0].tolist() for row in rows["input_ids"]], "labels": [0, 1, 1, 0, 1]}
+
+    def weights_after(rate, **settings):
+        arguments = RNNSentTrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=2 if accumulation > 1 else 5,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=rate,
+            lr_scheduler_type="constant",
+            max_grad_norm=0,
+            label_smoothing_factor=0.1,
+            train_sampling_strategy="sequential",
+            report_to="none",
+            **settings,
+        )
+        model = make_trained(embedding_dropout=0.5, classifier_dropout=0.5, word_dropout=0.3)
+        collator = PaddingCollator(model.config.pad_token_id)
+        trainer = RNNSentTrainer(model, arguments, train_dataset=Dataset.from_dict(rows), data_collator=collator)
+        torch.manual_seed(0)
+        trainer.train()
+        return model.state_dict()
+
+    without = weights_after(0.2)
+    found = weights_after(0.1, adversarial_weight=1.0, adversarial_epsilon=1e-5)
+    torch.testing.assert_close(found, without, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(without["classifier.out_proj.weight"], make_trained().classifier.out_proj.weight)
+
+
+def test_a_step_is_as_long_where_gradients_are_tiny():
+    embeddings, mask = torch.randn(2, 3, 4), torch.ones(2, 3)
+    direction = torch.randn(2, 3, 4)
+    expected = perturbation(direction, embeddings, mask, 2.0)
+    torch.testing.assert_close(perturbation(direction * 1e-30, embeddings, mask, 2.0), expected)
+    assert not perturbation(torch.zeros(2, 3, 4), embeddings, mask, 2.0).any()
 
 
 def test_entropy_and_distillation_by_their_formulas(tmp_path):
@@ -123,9 +167,23 @@ def test_entropy_and_distillation_by_their_formulas(tmp_path):
     probabilities = model(**batch).logits.softmax(-1)
     settings = {"entropy_weight": 0.5, "teacher_name_or_path": ["somebody"], "distillation_weight": 2.0}
     objectives = make_objectives(model, tmp_path, **settings)
-    (term,) = objectives.terms(model, {}, None, {**batch, "labels": teacher})
+    (term,) = objectives.terms(model, None, None, None, {**batch, "labels": teacher})
     entropy = torch.distributions.Categorical(probabilities).entropy().mean()
     torch.testing.assert_close(term, 0.5 * entropy - 2.0 * (teacher * probabilities.log()).sum(-1).mean())
+
+
+def test_terms_of_several_labels_weigh_as_much_as_their_loss(tmp_path):
+    model = make_trained(num_labels=5, problem_type="multi_label_classification")
+    batch = make_batch([6, 3])
+    teacher = torch.rand(2, 5)
+    labelled = model(**batch, labels=teacher).loss
+    objectives = make_objectives(model, tmp_path, teacher_name_or_path=["somebody"])
+    (term,) = objectives.terms(model, None, None, None, {**batch, "labels": teacher})
+    torch.testing.assert_close(term, labelled)
+    objectives = make_objectives(model, tmp_path, entropy_weight=1.0)
+    (term,) = objectives.terms(model, None, None, None, batch)
+    probabilities = model(**batch).logits.sigmoid()
+    torch.testing.assert_close(term, torch.distributions.Bernoulli(probabilities).entropy().mean())
 
 
 def test_a_value_has_no_entropy(tmp_path):

@@ -50,7 +50,9 @@ for auto_class in classes:
     shapes[type(model).__name__] = list(model(**batch)[0].shape)
 classifier = pipeline("text-classification", model=folder, **trusted)
 answers = classifier(["a wonderful film", "dull dull dull", "", "wonderful " * 3000])
-print(json.dumps({"shapes": shapes, "answers": answers, "vocabulary": len(tokenizer)}))
+features = pipeline("feature-extraction", model=folder, batch_size=4, **trusted)
+lengths = [len(found[0]) for found in features(["a wonderful film", "dull", "a film", "dull dull"])]
+print(json.dumps({"shapes": shapes, "answers": answers, "vocabulary": len(tokenizer), "lengths": lengths}))
 """,
     )
     found = json.loads(result.stdout.splitlines()[-1])
@@ -62,7 +64,7 @@ print(json.dumps({"shapes": shapes, "answers": answers, "vocabulary": len(tokeni
         "RNNSentForCausalLM": [2, 3, size],
     }
     assert [answer["label"] for answer in found["answers"]][:2] == ["1", "0"]
-    assert found["answers"][3]["label"] == "1"
+    assert found["answers"][3]["label"] == "1" and found["lengths"] == [3, 3, 3, 3]
     # what `transformers` prints for any model: heads that the checkpoint lacks, nothing about its code
     assert "Warning" not in result.stderr, result.stderr
 

@@ -322,6 +322,7 @@ def test_a_long_text_does_not_set_the_length_of_all_that_are_evaluated(book_run,
         (["--neftune_noise_alpha=5", "--input_encoding=one_hot"], "neftune_noise_alpha is for an embedding"),
         (["--report_to=nothing"], "report_to .*nothing is not supported"),
         (["--fp16=true"], "fp16 is for a GPU"),
+        (["--bf16_full_eval=true"], "bf16_full_eval would leave a model of half the precision: give bf16 instead"),
         (["--torch_compile=true", "--entropy_weight=1"], "torch_compile is for labels alone"),
         (["--prediction_loss_only=true"], "prediction_loss_only must be False for a classifier"),
         (["--eval_do_concat_batches=false"], "eval_do_concat_batches must be True for a classifier"),
@@ -536,6 +537,20 @@ class TestRecipesAndFlags:
         model = parse_run([path, "--train_file=new.csv", "--ngram_weight=0.5"]).model
         others = {**dict.fromkeys(found), "ngram_weight": 0.5}
         assert {name: getattr(model, name) for name in found} == others and model.ngram_order == 2
+
+    def test_what_a_run_found_out_is_not_anothers(self, tmp_path):
+        found = {"temperature": 1.5, "ngram_weight": 0.3, "ngram_buckets": 64, "ngram_presence": False}
+        path = self.recipe(tmp_path, **found, ngram_order=2, train_file="same.csv")  # as a run leaves it
+
+        def settings(*argv):
+            model = parse_run([path, *argv]).model
+            return {name: getattr(model, name) for name in found}
+
+        assert settings() == settings("--output_dir=again", "--num_threads=1") == found
+        assert settings("--seed=2") == settings("--hidden_size=9") == dict.fromkeys(found)
+        assert settings("--temperature=1") == {**found, "temperature": 1.0}
+        path = self.recipe(tmp_path, ngram_weight=1.0, train_file="same.csv")  # somebody's choice
+        assert settings("--seed=2") == {**dict.fromkeys(found), "ngram_weight": 1.0}
 
     def test_a_flag_that_names_data_replaces_all_of_the_recipes_data(self, tmp_path):
         source = {"dataset_name": "some/data", "text_column_name": "review", "max_train_samples": 100}
