@@ -125,9 +125,9 @@ class DataArguments:
         return {name: getattr(self, name) for name in ("max_vocab_size", "min_frequency", "keep_punctuation")}
 
 
-# What names the data a run learns from. A flag that does replaces all that the recipe says of its data:
+# Fields that name the data a run learns from. A flag for one replaces all that the recipe says of its data.
 _DATA_NAMES = {"dataset_name", "train_file"}
-# what it is, what else belongs to it, and how much of it is read.
+# Fields that say what that data is, what else belongs to it, and how much of it is read.
 _DATA_FIELDS = {
     *_DATA_NAMES,
     "dataset_config_name",
@@ -400,22 +400,12 @@ _DERIVED = {"metric_for_best_model"}
 
 
 def _training_settings(training: TrainingArguments, default: TrainingArguments, given: set[str]) -> dict[str, Any]:
-    found = {}
-    for name in (item.name for item in fields(training) if item.init and item.name not in RUN_ONLY):
-        value = _plain(getattr(training, name))
-        said = name in _ALWAYS_SAID or name in given
-        if said or (name not in _DERIVED and value != _plain(getattr(default, name))):
-            found[name] = value
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """A value as YAML holds it."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "value"):  # an enum
-        return value.value
-    return value.to_dict() if hasattr(value, "to_dict") else value
+    values, usual, said = training.to_dict(), default.to_dict(), _ALWAYS_SAID | given
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in RUN_ONLY and (name in said or (name not in _DERIVED and value != usual[name]))
+    }
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -460,7 +450,7 @@ def parse_run(argv: list[str] | None = None) -> Run:
     for key in recipe:
         if key not in known:
             raise InputError(f"{recipe_path}: unknown key {key!r}.{_nearest(key, known)}")
-    given = {flag[2:].split("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
+    given = names_of(argv)
     for flag in given:
         if flag not in flags:
             if (positive := flag.removeprefix("no_")) in flags:
@@ -488,6 +478,11 @@ def parse_run(argv: list[str] | None = None) -> Run:
     if not training.output_dir or training.output_dir == "trainer_output":
         training.output_dir = f"runs/{recipe_path.stem}" if recipe_path else "runs/default"
     return Run(model, data, training, given, _training_settings(training, default, given))
+
+
+def names_of(flags: list[str]) -> set[str]:
+    """The settings that flags of `train.py` give a value."""
+    return {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -275,26 +275,18 @@ def print_predictions(
 ):
     """Prints each text's label and probability (multi-label: every label; regression: the value)."""
     from .bulk import BulkClassifier
-    from .scoring import load_scorer, rounded
+    from .scoring import as_answer, load_scorer, rounded
 
     scorer = load_scorer(model, bf16=bf16)
-    names = [scorer.config.id2label[index] for index in range(scorer.config.num_labels)]
-    kind = scorer.config.problem_type
     classify = BulkClassifier(scorer, num_threads)
     for texts in windows:  # one list after the other: an answer is not to wait for the next list
         for text, row in zip(texts, classify(texts)):
-            (answer,) = rounded(row[None])
-            scores = {names[0]: answer} if kind == "regression" else dict(zip(names, answer))
-            if kind == "multi_label_classification":
-                answer, shown = {"labels": scores}, scores
-            else:
-                best = max(scores, key=scores.__getitem__)
-                shown = {best: scores[best]}
-                answer = {"label": best, "score": scores[best]}
+            answer = as_answer(rounded(row[None])[0], scorer.config)
             if as_json:
                 print(json.dumps({**answer, "text": text}, ensure_ascii=False))
             else:
-                print(_in_one_line(shown, text, kind == "regression"))
+                shown = answer.get("labels") or {answer["label"]: answer["score"]}
+                print(_in_one_line(shown, text, scorer.config.problem_type == "regression"))
         sys.stdout.flush()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from .checkpoints import RECIPE, TRAIN_RESULTS
 from .errors import InputError
 from .showing import figures, wilson_margins
 
@@ -37,8 +38,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         split = "test" if (folder / "test_results.json").exists() else "eval"
         measured = json.loads((folder / f"{split}_results.json").read_text(encoding="utf-8"))
-        training = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
-        recipe = dict(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
+        training = json.loads((folder / TRAIN_RESULTS).read_text(encoding="utf-8"))
+        recipe = dict(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
         results = {"run": str(folder), "split": "validation" if split == "eval" else split}
         results["texts"] = measured[f"{split}_samples"]
         results |= {name: measured[f"{split}_{name}"] for name in _METRICS if f"{split}_{name}" in measured}

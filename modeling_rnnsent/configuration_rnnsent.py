@@ -108,7 +108,7 @@ class RNNSentConfig(PreTrainedConfig):
             Standard deviation of the embeddings at the start; 1.0 is `torch.nn.Embedding`'s own. Other weights start
             as in `torch.nn`.
         pad_token_id (`int`, *optional*, defaults to 0):
-            Id of the padding token, any id of the vocabulary. Its embedding starts at zero and is not trained, but by
+            Id of the padding token, any id of the vocabulary. Its embedding starts at zero and is trained only through
             an output layer that shares it; no state depends on it.
         bos_token_id (`int`, *optional*):
             Id of the token that starts a generated text.

@@ -45,9 +45,10 @@ _SETTINGS = {
     "min_count": 5,
     "workers": 1,
 }
-# What a log-count ratio's size and one over the root of the number of labelled texts it was counted in must come to.
+# Least |log-count ratio| + 1 / sqrt(labelled texts with it) of an n-gram that is kept: the second part spares those
+# that are too rare to be judged.
 TELLING = 0.4
-# Half of it times the sum of the squared weights stands beside the sum of the texts' losses (scikit-learn's 1 / C).
+# Penalties on the squared weights (scikit-learn's 1 / C), the largest first.
 PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 
 

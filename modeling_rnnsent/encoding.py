@@ -176,7 +176,7 @@ _EMOTICON_MARKS = {
 }
 _START, _PIECE = "T", "P"
 _ID_OF_MARK = {_START: -1, _PIECE: -2}
-# What is in no token to spaces.
+# Bytes that belong to no token become spaces.
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "_"
 _TO_WORDS = bytes(code if chr(code) in _WORD_CHARACTERS else 32 for code in range(256))
 _TO_TOKENS = bytes(code if chr(code) in _WORD_CHARACTERS + string.punctuation else 32 for code in range(256))

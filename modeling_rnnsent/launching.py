@@ -51,10 +51,13 @@ def use_threads(arguments: RNNSentTrainingArguments):
         and os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
         and not _threads_were_said()
     ):
-        # The cores that this process may run on: a container or a batch system often gives fewer than there are.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(cores, psutil.cpu_count(logical=False) or cores)
+        cores = min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores())
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on: a container or a batch system often gives fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def warn_of_missing_processes(arguments: RNNSentTrainingArguments):

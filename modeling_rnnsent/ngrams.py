@@ -25,12 +25,12 @@ from .ngrams_rnnsent import find_ngrams
 # while it is still small.
 ROWS_PER_NGRAM, FEW_SCORES = 4, 1 << 22
 LEAST_BUCKETS, MOST_BUCKETS, MOST_SCORES = 1 << 12, 1 << 21, 1 << 25
-# What is added to the count of an n-gram. Many: what is rare tells little, and much of it is
-# names, which are others in other texts. Few (one for either class, as in the paper): for few texts, in which all is
-# rare.
+# What is added to the count of an n-gram. Much: rare n-grams tell little, since many are names, which are others in
+# other texts. Little (one for either class, as in the paper): for few texts, in which all n-grams are rare.
 SMOOTHINGS = (20.0, 2.0)
-# What of the validation loss counting once must save to be chosen. Of 20 newsgroups it saves 2 % on validation texts
-# and costs two points of accuracy on the test's, which are later ones; of film reviews it saves 4 to 7 %.
+# The share by which counting once must lower the validation loss to be chosen. Of 20 newsgroups it saves 2 % on
+# validation texts and costs two points of accuracy on the test's, which are later ones; of film reviews it saves 4 to
+# 7 %.
 LEAST_GAIN = 0.03
 # With fewer tokens than this to a class, shorter n-grams alone are tried as well, since most longer ones stand in one
 # text only; and so is the regression with a penalty, but where tokens times classes are more than it has time for.
@@ -42,8 +42,7 @@ LEARNING_RATE = 0.05
 # The weights at the start: those of a naive Bayes classifier, made less sure.
 FIRST_WEIGHT = 0.5
 MOST_EPOCHS = 20
-# Half of it times the sum of the squared weights stands beside the sum of the texts' losses (scikit-learn's 1 / C).
-# Each is taken up where the one before has ended.
+# Penalties on the squared weights (scikit-learn's 1 / C), the largest first: each fit starts where the last one ended.
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 STEPS_PER_PENALTY = 30
 HISTORY = 5  # steps that L-BFGS remembers, each with two tensors as large as the weights; 10 are no better

@@ -9,8 +9,8 @@ Classification via Mixed Objective Function" (2019):
 - entropy minimization: how unsure the answers to unlabelled texts are;
 - distillation: the cross-entropy to a teacher's probabilities on unlabelled texts (Hinton et al., 2015).
 
-Each term is a pass of its own, forward and backward, after the labelled one; nothing is kept from one to the next but
-the gradient of the embeddings.
+After the labelled pass each adversarial term takes one of its own, forward and backward; entropy and distillation share
+one. Nothing is kept from one to the next but the gradient of the embeddings.
 """
 
 from collections.abc import Callable, Iterator
@@ -78,7 +78,10 @@ def perturbation(direction: Tensor, embeddings: Tensor, attention_mask: Tensor, 
 
 
 def divergence(logits: Tensor, reference: Tensor, problem_type: str | None) -> Tensor:
-    """How far answers are from the reference's, mean over texts: Kullback-Leibler, or squared error for regression."""
+    """
+    How far logits `(batch, num_labels)` are from the reference's, a mean over texts of shape `()`: Kullback-Leibler
+    divergence (of several labels their sum), or squared error for regression.
+    """
     if problem_type == "regression":
         return F.mse_loss(logits, reference)
     if problem_type == "multi_label_classification":
@@ -90,14 +93,17 @@ def divergence(logits: Tensor, reference: Tensor, problem_type: str | None) -> T
 
 
 def entropy(logits: Tensor, problem_type: str | None) -> Tensor:
-    """How unsure answers are, mean over texts, in nats."""
+    """How unsure logits `(batch, num_labels)` are, in nats (of several labels their sum): a mean over texts, `()`."""
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none").sum(dim=1).mean()
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(dim=1).mean()
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor, problem_type: str | None) -> Tensor:
-    """Cross-entropy to a teacher's probabilities `(batch, labels)`; squared error to its values for regression."""
+    """
+    Cross-entropy of logits to a teacher's probabilities, both `(batch, num_labels)` (of several labels their sum),
+    squared error to its values for regression: a mean over texts, `()`.
+    """
     if problem_type == "regression":
         return F.mse_loss(logits, probabilities)
     if problem_type == "multi_label_classification":

@@ -12,7 +12,7 @@ def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, n
     """
     Rows of ids, filled up on the right: ids and attention mask `(len(rows), longest)`, int64.
 
-    A batch of empty texts keeps one column of padding, since torch's layers refuse none.
+    A batch of empty texts keeps one column of padding, since ONNX Runtime's layers take no text of length 0.
     """
     lengths = np.array([len(row) for row in rows])
     input_ids = np.full((len(rows), max(1, int(lengths.max()))), pad_token_id, dtype=np.int64)

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from .bulk import WINDOW_CHARACTERS, WINDOW_SIZE, BulkClassifier, in_windows
 from .data import stream_texts
 from .errors import InputError
+from .launching import usable_cores
 from .locking import exclusive
 from .scoring import load_scorer, rounded
 
@@ -79,11 +80,11 @@ def predict_to_file(
         raise InputError(f"--output {output!r} is the input, whose texts would be lost: name another.")
     texts = stream_texts(input, text_column_name, split)
     scorer = load_scorer(model, state.device, bf16)
-    cores = num_threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = num_threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     part = _Part(path, state.process_index, state.num_processes)
     settings = _describe(model, input, path, split, text_column_name)
     settings["bf16"] = bf16
-    settings["commit"] = getattr(scorer.config, "_commit_hash", None)  # of a model on the Hub
+    settings["commit"] = scorer.commit
     lock = path.with_name(f"{path.name}.lock-{state.process_index}")
     with exclusive(lock, f"another run is writing --output {output!r}: wait for its end."):
         with state.main_process_first():
@@ -112,10 +113,6 @@ def _run(classify: BulkClassifier, texts: Iterable[str], part: "_Part", state: P
         for rows in classify.windows(own):
             part.write(written(rows, classify.scorer.config))
             progress.update(len(rows))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _describe(model: str, input: str, output: Path, split: str | None, column: str) -> dict:
@@ -243,16 +240,14 @@ def result_writer(file, suffix: str, config, with_text: bool = False):
     names = [config.id2label[index] for index in range(config.num_labels)]
 
     def fields(row) -> dict:
-        if config.problem_type == "regression":
-            return {names[0]: row}
         if config.problem_type == "multi_label_classification":
-            return dict(zip(names, row))
-        best, score = row
+            return {"labels": dict(zip(names, row))}
+        best, score = (0, row) if config.problem_type == "regression" else row
         return {"label": names[best], "score": score}
 
     if suffix == ".jsonl":
         return lambda row, **text: file.write(json.dumps({**fields(row), **text}, ensure_ascii=False) + "\n")
-    single = config.problem_type not in ("regression", "multi_label_classification")
+    are_several = config.problem_type == "multi_label_classification"
     table = csv.writer(file)  # by place: a label may be called "text"
-    table.writerow([*(["label", "score"] if single else names), *(["text"] if with_text else [])])
-    return lambda row, **text: table.writerow([*fields(row).values(), *text.values()])
+    table.writerow([*(names if are_several else ["label", "score"]), *(["text"] if with_text else [])])
+    return lambda row, **text: table.writerow([*(row if are_several else fields(row).values()), *text.values()])

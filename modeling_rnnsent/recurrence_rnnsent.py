@@ -435,7 +435,10 @@ class RNNSentRecurrence(nn.Module):
 
     @torch.compiler.disable
     def _loop(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
-        """The same for a cell that `torch` has no layer for, one step after the other, in the type of its weights."""
+        """
+        One layer step by step, for a cell that `torch` has no kernel for, in the type of its weights: `(batch, time,
+        input_size)` to output `(batch, time, hidden_size)` and final state, each part `(1, batch, hidden_size)`.
+        """
         own = weights[0].dtype
         state = tuple(part.squeeze(0).to(own) for part in initial)
         outputs = []
@@ -447,8 +450,8 @@ class RNNSentRecurrence(nn.Module):
 
     def _scan(self, input: Tensor, initial: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
         """
-        The same for `torch.export`, which would freeze the number of time steps into the graph of a kernel or a loop
-        (pytorch issue 115092); a scan keeps it free.
+        What `_loop` computes for `torch.export`, which would freeze the number of time steps into the graph of a kernel
+        or a loop (pytorch issue 115092); a scan keeps it free.
         """
         from torch._higher_order_ops.scan import scan  # has no public name yet
 

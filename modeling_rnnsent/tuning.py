@@ -12,9 +12,9 @@ import yaml
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from .arguments import FOUND_OUT, RUN_ONLY, Run, parse_run
+from .arguments import FOUND_OUT, RUN_ONLY, Run, names_of, parse_run
 from .checking import check_settings_of, check_smoothing, check_step, choose_metric
-from .checkpoints import DATA, locked
+from .checkpoints import DATA, RECIPE, locked
 from .configuration_rnnsent import RNNSentConfig
 from .data import digest_of, load_labeled_texts, tokenize
 from .errors import Diverged, InputError, Interrupted
@@ -46,11 +46,6 @@ MODEL_SPACE = {
 def suggest(trial, space: dict, fixed: set[str]) -> dict[str, Any]:
     """Settings of one trial, but for those that are `fixed`."""
     return {name: draw(trial, name) for name, draw in space.items() if name not in fixed}
-
-
-def names_of(flags: list[str]) -> set[str]:
-    """What flags of `train.py` give a value."""
-    return {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
 
 
 def tune_recipe(
@@ -280,12 +275,12 @@ def write_best(study, run: Run, recipe: str, flags: list[str], folder: Path) -> 
     settings |= best.params
     tried = f"the best of {len(whole(study))} settings tried: {metric} {figures(best.value)} on validation"
     head = f"# {Path(recipe).name} with {tried}.\n"
-    (folder / "recipe.yaml").write_text(head + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    (folder / RECIPE).write_text(head + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return {
         "trainings": len(whole(study)),
         "metric": metric,
         "value": best.value,
         "ngrams": bool(run.model.ngram_order),
         "settings": best.params,
-        "recipe": str(folder / "recipe.yaml"),
+        "recipe": str(folder / RECIPE),
     }
