@@ -19,6 +19,7 @@ import yaml
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback, pipeline, set_seed
 
 from modeling_rnnsent.arguments import RNNSentTrainingArguments, Run, parse_run
+from modeling_rnnsent.card import REPORTS, FinishedRun, find_mistakes, repeating, show_mistakes, write_model_card
 from modeling_rnnsent.checking import check_settings_of, check_smoothing, check_step, choose_metric
 from modeling_rnnsent.checkpoints import (
     DATA,
@@ -32,10 +33,11 @@ from modeling_rnnsent.checkpoints import (
     list_checkpoints,
     locked,
 )
-from modeling_rnnsent.data import LabeledTexts, Labels, digest_of, load_labeled_texts, load_texts, tokenize
+from modeling_rnnsent.data import LabeledTexts, digest_of, load_labeled_texts, load_texts, tokenize
 from modeling_rnnsent.documents import DOCUMENTS
 from modeling_rnnsent.errors import InputError, Interrupted, loading, one_line_errors
 from modeling_rnnsent.explaining import Explainer
+from modeling_rnnsent.labels import Labels
 from modeling_rnnsent.launching import (
     from_main_process,
     main_process_first,
@@ -47,16 +49,8 @@ from modeling_rnnsent.launching import (
 from modeling_rnnsent.metrics import fit_temperature, metrics_for
 from modeling_rnnsent.ngrams import choose_weight
 from modeling_rnnsent.padding import PaddingCollator
+from modeling_rnnsent.pictures import Predictions, write_pictures
 from modeling_rnnsent.publishing import publish_run
-from modeling_rnnsent.reports import (
-    REPORTS,
-    Predictions,
-    find_mistakes,
-    repeating,
-    show_mistakes,
-    write_model_card,
-    write_pictures,
-)
 from modeling_rnnsent.scoring import probabilities
 from modeling_rnnsent.starting import keep_source, load_model
 from modeling_rnnsent.teaching import ask_teachers
@@ -330,19 +324,20 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
         mistakes = []
         if texts.labels is not None and texts.labels.problem_type == "single_label_classification":
             mistakes = find_and_show_mistakes(trainer, texts, splits, predictions)
-        sizes = {name: len(rows) for name, rows in splits.items()}
         write_model_card(
-            folder,
-            trainer.model,
-            settings,
-            recipe,
-            results,
-            sizes,
-            texts.own_splits,
-            pictures,
-            mistakes,
-            trainer.hub_model_id,
-            processes,
+            FinishedRun(
+                folder,
+                trainer.model,
+                settings,
+                recipe,
+                results,
+                {name: len(rows) for name, rows in splits.items()},
+                texts.own_splits,
+                pictures,
+                mistakes,
+                trainer.hub_model_id,
+                processes,
+            )
         )
     # Reading, tokenizing and measuring included, and of a run that was stopped all up to its checkpoint.
     train_metrics |= {"train_samples": len(splits["train"]), "total_runtime": trainer.stopwatch.seconds()}

@@ -7,8 +7,8 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from .arguments import RNNSentTrainingArguments, Run
-from .data import Labels
 from .errors import InputError
+from .labels import Labels
 from .launching import from_main_process
 from .publishing import check_access
 

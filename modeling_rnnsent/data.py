@@ -2,74 +2,29 @@
 
 import hashlib
 import importlib.util
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, concatenate_datasets
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .arguments import DataArguments
 from .errors import InputError
-from .files import FILE_FORMATS, TEXT_FORMATS, first_undecodable_line, is_number, read_dataset, read_file
+from .files import FILE_FORMATS, TEXT_FORMATS, first_undecodable_line, read_dataset, read_file
+from .labels import Labels, check_lists, encode_labels, find_labels, is_hidden
 
 logger = logging.get_logger(__name__)
 
 MOVIE_REVIEWS = "movie-reviews"
 _MOST_BYTES = 1 << 24  # of text, tokenized at once
-_FEW = 20  # texts of which each may well have a class of its own
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-
-
-@dataclass
-class Labels:
-    """
-    What the labels are.
-
-    Args:
-        problem_type (`str`): As in `config.problem_type`.
-        names (`list[str]`): Class names in the order of their ids; empty for regression.
-        have_ids (`bool`): Whether the data itself gives the names their ids, so that integers elsewhere are such ids.
-        mean, scale (`float`): Of a regression's training values: mean and standard deviation (1.0 where there is none).
-    """
-
-    problem_type: str
-    names: list[str] = field(default_factory=list)
-    have_ids: bool = False
-    mean: float = 0.0
-    scale: float = 1.0
-
-    def __str__(self) -> str:
-        return f"{self.names} ({self.problem_type})" if self.names else f"values ({self.problem_type})"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Fields of the model's config that say the same."""
-        names = self.names or ["value"]
-        values = {} if self.names else {"value_mean": self.mean, "value_scale": self.scale}
-        return {
-            **values,
-            "problem_type": self.problem_type,
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-        }
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Labels":
-        """The labels of a trained model: integers elsewhere are their ids, unless a name is a number itself."""
-        if config.problem_type == "regression":
-            return cls(config.problem_type)
-        names = [config.id2label[index] for index in range(config.num_labels)]
-        has_numbers = any(map(is_number, names))
-        return cls(config.problem_type or "single_label_classification", names, have_ids=not has_numbers)
 
 
 @dataclass
@@ -115,15 +70,15 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
             is outside the names, or there is one class only.
     """
     raw, own_splits = _read_splits(arguments)
-    if "test" in raw and arguments.test_file is None and _is_hidden(raw["test"], arguments.label_column_name):
+    if "test" in raw and arguments.test_file is None and is_hidden(raw["test"], arguments.label_column_name):
         logger.warning("The test split's labels are hidden: it is left out.")
         del raw["test"]
     for name, dataset in raw.items():
         raw[name] = _check_columns(dataset, name, arguments, ("text",) if name == "unlabeled" else ("text", "label"))
     unlabeled = raw.pop("unlabeled", None)
-    labels = _find_labels(raw["train"], problem_type)
+    labels = find_labels(raw["train"], problem_type)
     for name in list(raw):
-        raw[name] = _encode_labels(raw[name], name, labels)
+        raw[name] = encode_labels(raw[name], name, labels)
     splits = _split(raw, arguments, labels)
     if labels.problem_type == "regression":
         values = np.array(splits["train"]["label"][:], dtype=np.float64)
@@ -184,7 +139,7 @@ def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, sp
         name = split or "test"
         with _reading(f"the split {name!r} of the data set {source!r}"):
             dataset = read_dataset(source, None, _columns(arguments), name)
-    return _encode_labels(_check_columns(dataset, name, arguments, ("text", "label")), name, labels)
+    return encode_labels(_check_columns(dataset, name, arguments, ("text", "label")), name, labels)
 
 
 def _read_splits(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, str]]:
@@ -362,144 +317,8 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, colum
             f"{first!r:.100}, row {other} has {dataset['label'][other - 1]!r:.100}."
         )
     if "label" in wanted and getattr(dataset.features["label"], "feature", None) is not None:
-        _check_lists(dataset["label"][:], split)
+        check_lists(dataset["label"][:], split)
     return dataset
-
-
-def _find_labels(train: Dataset, problem_type: str | None) -> Labels:
-    """What the labels are, by the training data's label column or `problem_type`."""
-    feature = train.features["label"]
-    inner = getattr(feature, "feature", None)
-    kind = feature if inner is None else inner
-    if getattr(kind, "dtype", None) is None:
-        raise InputError(f"labels must be integers, names, floats or lists of these, got {feature}.")
-    is_said = problem_type is not None
-    if problem_type is None:
-        if inner is not None:
-            problem_type = "multi_label_classification"
-        elif str(feature.dtype).startswith(("float", "double", "decimal")):
-            problem_type = "regression"
-        else:
-            problem_type = "single_label_classification"
-    if problem_type == "regression":
-        return Labels(problem_type)
-    if (problem_type == "multi_label_classification") != (inner is not None):
-        raise InputError(
-            f"problem_type {problem_type!r} does not fit a label column of {feature}: lists are for "
-            "multi_label_classification, single values for single_label_classification."
-        )
-    if isinstance(kind, ClassLabel):
-        names = list(kind.names)
-        used = {names[index] for index in set(_flat(train["label"][:], inner)) if 0 <= index < len(names)}
-    else:
-        values = sorted(set(_flat(train["label"][:], inner)))
-        if not is_said and inner is None:
-            _check_names(values, train["label"][:])
-        names = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
-        used = set(names)
-    if problem_type == "single_label_classification" and len(used) < 2:
-        raise InputError(f"the training data has one class only, {sorted(used)}: there is nothing to tell apart.")
-    if not names:
-        raise InputError("the training data's label lists are all empty: there is nothing to learn.")
-    if inner is not None and len(set(map(frozenset, train["label"][:]))) == 1:
-        raise InputError(
-            f"the training data's texts all have the same labels, {names}: there is nothing to tell apart."
-        )
-    if inner is None and len(used) == len(train) > _FEW:
-        raise InputError(
-            f"each of the {len(train)} texts of the training data has a label of its own: is label_column_name the "
-            "column of the labels?"
-        )
-    return Labels(problem_type, names, isinstance(kind, ClassLabel) and not any(map(is_number, names)))
-
-
-def _check_lists(column: Any, split: str):
-    """Raises `InputError` for lists that lack a value, and of fractions or zeros and ones, which name no label."""
-    are_rows, kinds = True, set()
-    for row in column:
-        if None in row:
-            raise InputError(f"the {split} data has a label list with a missing value in it.")
-        if any(isinstance(value, float) and not value.is_integer() for value in row):
-            raise InputError(
-                f"the {split} data's labels are lists of fractions, {row!r:.100} for one: give lists of the names or "
-                "numbers of the labels that a text has. Several values a text cannot be learned."
-            )
-        are_rows = are_rows and len(row) == len(column[0]) and all(value in (0, 1) for value in row)
-        if are_rows:
-            kinds.add(tuple(row))
-    if are_rows and (any(len(set(row)) < len(row) for row in kinds) or kinds == {(0, 1), (1, 0)}):
-        raise InputError(
-            f"the {split} data's labels are lists of zeros and ones, {column[0]!r:.100} in row 1: give lists of the "
-            "names or numbers of the labels that a text has."
-        )
-
-
-def _check_names(values: list, column: Any):
-    """Raises `InputError` where some names are numbers and others are not: one of them is probably a mistake."""
-    are_numbers = {value: is_number(value) for value in values if isinstance(value, str)}
-    if len(set(are_numbers.values())) == 2:
-        first = column[0]
-        other = next(row for row, value in enumerate(column) if are_numbers[value] != are_numbers[first])
-        raise InputError(
-            f"the training data's labels are numbers and names, {first!r} in row 1 and {column[other]!r} in row "
-            f"{other + 1}: if that is meant, say problem_type single_label_classification."
-        )
-
-
-def _flat(column: Any, inner: Any) -> list:
-    return [value for row in column for value in row] if inner is not None else list(column)
-
-
-def _is_hidden(dataset: Dataset, column: str) -> bool:
-    """Whether a test split has no labels, or None or -1 everywhere, as competitions publish it."""
-    return column not in dataset.column_names or all(label in (None, -1) for label in dataset[column])
-
-
-def _encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
-    """The split with labels as numbers."""
-    feature = dataset.features["label"]
-    column = dataset["label"][:]  # at once: an iteration would read row by row
-    inner = getattr(feature, "feature", None)
-    if labels.problem_type == "regression":
-        try:
-            encoded = [float(value) for value in column]
-        except (TypeError, ValueError):
-            raise InputError(f"the {split} data's labels must be numbers for regression, got {feature}.") from None
-        if not all(map(math.isfinite, encoded)):
-            raise InputError(f"the {split} data's labels must be finite numbers.")
-        return _with_labels(dataset, encoded, datasets.Value("float32"))
-
-    ids = {name: index for index, name in enumerate(labels.names)}
-    named = feature if inner is None else inner
-
-    def encode(value: Any, row: int) -> int:
-        if labels.have_ids and isinstance(value, int) and not isinstance(named, ClassLabel):
-            name = labels.names[value] if 0 <= value < len(labels.names) else value
-        elif isinstance(named, ClassLabel):
-            name = named.names[value] if 0 <= value < len(named.names) else value
-        else:
-            name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-        if name not in ids:
-            raise InputError(
-                f"the {split} data's row {row + 1} has the label {name!r}, which is not among the training data's: "
-                f"{labels.names}."
-            )
-        return ids[name]
-
-    if labels.problem_type == "single_label_classification":
-        return _with_labels(
-            dataset, [encode(value, row) for row, value in enumerate(column)], ClassLabel(names=labels.names)
-        )
-    if inner is None:
-        raise InputError(f"the {split} data's labels must be lists, of those that a text has, got {column[0]!r:.100}.")
-    rows = np.zeros((len(column), len(labels.names)), dtype=np.float32)
-    for row, values in enumerate(column):
-        rows[row, [encode(value, row) for value in values]] = 1
-    return _with_labels(dataset, list(rows), datasets.List(datasets.Value("float32")))
-
-
-def _with_labels(dataset: Dataset, labels: list, feature: Any) -> Dataset:
-    return dataset.remove_columns("label").add_column("label", labels, feature=feature)
 
 
 def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | None) -> DatasetDict:

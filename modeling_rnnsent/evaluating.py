@@ -6,8 +6,9 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .bulk import BulkClassifier
-from .data import Labels, load_labeled_split
+from .data import load_labeled_split
 from .errors import InputError
+from .labels import Labels
 from .metrics import measure_for
 from .scoring import load_scorer
 

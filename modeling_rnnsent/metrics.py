@@ -11,8 +11,8 @@ from sklearn import metrics
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
-from .data import Labels
 from .errors import Diverged
+from .labels import Labels
 from .scoring import probabilities
 
 

@@ -11,9 +11,9 @@ from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
 
 from .arguments import RNNSentTrainingArguments
+from .card import REPORTS
 from .checkpoints import METRICS
 from .errors import InputError
-from .reports import REPORTS
 
 # Of the library that the client sends requests by, which is httpx or its successor.
 HTTPError = HfHubHTTPError.__bases__[0]

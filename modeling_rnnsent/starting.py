@@ -8,9 +8,10 @@ import numpy as np
 
 from .arguments import Run
 from .configuration_rnnsent import RNNSentConfig
-from .data import LabeledTexts, Labels
+from .data import LabeledTexts
 from .encoding import WordEncoder
 from .errors import InputError, loading
+from .labels import Labels
 from .launching import from_main_process
 from .modeling_rnnsent import RNNSentForCausalLM, RNNSentForSequenceClassification, RNNSentPreTrainedModel
 from .ngrams import choose_buckets, fit_ngrams

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .bulk import BulkClassifier
-from .data import Labels
 from .documents import DOCUMENTS, answer_by_documents
 from .errors import InputError
+from .labels import Labels
 from .launching import from_main_process
 from .metrics import mean_loss
 from .scoring import load_scorer, probabilities

@@ -114,7 +114,7 @@ class RNNSentTrainer(Trainer):
 
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
     (transformers issue 48025). Training reads it by [`EpochSampler`]. A checkpoint is whole or absent, and SIGINT
-    (Ctrl-C) or SIGTERM end the training after the step with one. The model card is left to `reports`, and what is
+    (Ctrl-C) or SIGTERM end the training after the step with one. The model card is left to `card`, and what is
     pushed to the Hub is the finished directory. On a CPU, AdamW is [`LazyAdamW`] for a large embedding, so that a step
     does not grow with the vocabulary. A classifier's step has the terms of [`Objectives`] that the arguments give a
     weight.
@@ -393,7 +393,7 @@ class RNNSentTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args, **kwargs):
-        """Nothing: when it pushes to the Hub, `Trainer` would replace the card of `reports.write_model_card`."""
+        """Nothing: when it pushes to the Hub, `Trainer` would replace the card of `card.write_model_card`."""
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)

@@ -20,9 +20,9 @@ from test_models import make
 from transformers import pipeline
 
 from modeling_rnnsent import RNNSentForCausalLM
+from modeling_rnnsent.card import show_mistakes
 from modeling_rnnsent.explaining import Explainer
 from modeling_rnnsent.metrics import calibration_error, fit_temperature, mean_loss
-from modeling_rnnsent.reports import show_mistakes
 from modeling_rnnsent.showing import wilson_margins
 
 TEXTS = ["a wonderful film", "dull and boring", "", "the story was touching"]

@@ -12,8 +12,9 @@ import torch
 
 from modeling_rnnsent import RNNSentConfig
 from modeling_rnnsent.arguments import DataArguments
-from modeling_rnnsent.data import Labels, load_labeled_split, load_labeled_texts, load_texts, stream_texts, tokenize
+from modeling_rnnsent.data import load_labeled_split, load_labeled_texts, load_texts, stream_texts, tokenize
 from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.labels import Labels
 from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.tokenization import build_tokenizer
 

@@ -12,7 +12,7 @@ from sklearn import metrics
 from transformers import AutoTokenizer, pipeline
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
-from modeling_rnnsent.data import Labels
+from modeling_rnnsent.labels import Labels
 
 
 @pytest.fixture(scope="module")

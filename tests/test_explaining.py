@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TextClassificationPipeline
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification
+from modeling_rnnsent.card import show_mistakes
 from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.explaining import Explainer
-from modeling_rnnsent.reports import show_mistakes
 from modeling_rnnsent.showing import in_colours, in_columns
 
 TEXT = "A great film<br />and NOT a dull plot :-) é unseen"

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 
 from modeling_rnnsent import RNNSentForSequenceClassification
 from modeling_rnnsent.bulk import BulkClassifier
-from modeling_rnnsent.data import Labels
 from modeling_rnnsent.documents import answer_by_documents
 from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.labels import Labels
 from modeling_rnnsent.scoring import load_scorer
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer

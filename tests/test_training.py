@@ -26,10 +26,10 @@ from transformers import AutoTokenizer, CanineTokenizer, pipeline
 from modeling_rnnsent import RNNSentForSequenceClassification
 from modeling_rnnsent.arguments import parse_run
 from modeling_rnnsent.checkpoints import check_checkpoint, find_checkpoint
-from modeling_rnnsent.data import Labels
 from modeling_rnnsent.errors import InputError
+from modeling_rnnsent.labels import Labels
 from modeling_rnnsent.metrics import metrics_for
-from modeling_rnnsent.reports import Predictions, write_pictures
+from modeling_rnnsent.pictures import Predictions, write_pictures
 
 
 def read(path):

@@ -1,42 +1,30 @@
-"""What a run leaves behind for people: pictures, and the model card that shows them."""
+"""The pictures that a run leaves behind."""
 
-import platform
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sklearn.metrics import auc, confusion_matrix, f1_score, roc_curve
 
-from .data import MOVIE_REVIEWS, Labels
-from .explaining import Explainer
+from .labels import Labels
 from .metrics import calibration_error
-from .showing import figures, wilson_margins
-from .tokenization import HTML_TAG
+from .showing import wilson_margins
 
 TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH = "training_curves.png", "confusion_matrix.png", "accuracy_by_length.png"
 RELIABILITY, ROC = "reliability.png", "roc.png"
 BY_LABEL, VALUES = "f1_by_label.png", "predicted_values.png"
-MODEL_CARD = "README.md"
-REPORTS = (MODEL_CARD, TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC, BY_LABEL, VALUES)
+PICTURES = (TRAINING_CURVES, CONFUSION_MATRIX, BY_LENGTH, RELIABILITY, ROC, BY_LABEL, VALUES)
 # Beyond so many classes the confusion matrix grows no more and shows their numbers at intervals, in place of names.
 NAMED_CLASSES = 40
 # Of so many classes the curves are drawn in one picture.
 CURVES = 10
 # Of a class's name so many are drawn: longer ones would leave the picture no room.
 LETTERS = 30
-# Texts shown among the most confident mistakes, and how much of each.
-MISTAKES, MISTAKE_WORDS = 5, 80
-_METRIC_TYPES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
-_METRIC_TYPES |= {"roc_auc": "roc_auc", "mse": "mse", "pearson": "pearsonr", "perplexity": "perplexity"}
 
 
 @dataclass
@@ -212,59 +200,6 @@ def draw_values(predictions: Predictions, path: Path):
     figure.savefig(path, dpi=120)
 
 
-def find_mistakes(predictions: Predictions, number: int = MISTAKES) -> np.ndarray:
-    """Rows of the texts with the most confident wrong answers, the surest first."""
-    wrong = np.flatnonzero(predictions.probabilities.argmax(axis=1) != predictions.labels)
-    return wrong[np.argsort(-predictions.probabilities[wrong].max(axis=1), kind="stable")][:number]
-
-
-def show_mistakes(explainer: Explainer, texts: list[str], labels: list[str]) -> list[str]:
-    """
-    Markdown of wrongly classified texts, in which the words that the wrong answer would lose most without are bold.
-
-    Args:
-        explainer ([`Explainer`]): Of the model.
-        texts (`list[str]`): The texts, of which the first words are shown and explained.
-        labels (`list[str]`): Their right labels.
-    """
-    lines = []
-    for text, label in zip(texts, labels):
-        whole = explainer(text, contributions=False)
-        changes = MISTAKE_WORDS if len(whole.words) <= 1000 else False
-        explanation = explainer(text, whole.label, contributions=False, changes=changes)
-        spans = explanation.spans[:MISTAKE_WORDS]
-        changes = np.zeros(0) if explanation.changes is None else explanation.changes[: len(spans)]
-        bold = set(np.argsort(-changes)[:5]) & set(np.flatnonzero(changes > 0))
-        parts, end = [], 0
-        for place, (start, stop) in enumerate(spans):
-            word = _plain(text[start:stop])
-            # Not by asterisks, which beside punctuation are no markup.
-            parts += [_plain(text[end:start]), f"<b>{word}</b>" if place in bold else word]
-            end = stop
-        more = " ..." if len(spans) < len(explanation.spans) else _plain(text[end:])
-        lines += [
-            f"`{explanation.label}` with {explanation.score:.1%}, right is `{label}`:",
-            "",
-            f"> {_START.sub(_escaped, ''.join(parts))}{more}",
-            "",
-        ]
-    return lines
-
-
-def _plain(text: str) -> str:
-    """Text as Markdown shows it: on one line, without tags, nothing taken for markup."""
-    text = re.sub(r"\s+", " ", re.sub(HTML_TAG, " ", text)).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", text)
-
-
-# What at the start of a line would make it a list, a quotation or a heading.
-_START = re.compile(r"^\s*(?:<b>)?\d*([-+>=.)])")
-
-
-def _escaped(match: re.Match) -> str:
-    return f"{match[0][:-1]}\\{match[1]}"
-
-
 def drawable(names: list[str]) -> tuple[list[str], list[str]]:
     """
     Fonts that have the letters of names, the usual one first; and the names, with `class N` for what no font shows.
@@ -321,215 +256,3 @@ def write_pictures(
         ROC: "Receiver operating characteristic",
         BY_LENGTH: "Accuracy against length",
     }
-
-
-def write_model_card(
-    folder: Path,
-    model,
-    settings: dict[str, Any],
-    recipe: str,
-    results: dict[str, dict[str, float]],
-    sizes: dict[str, int],
-    own_splits: dict[str, str],
-    pictures: dict[str, str],
-    mistakes: list[str] | None = None,
-    repo_id: str | None = None,
-    processes: int = 1,
-):
-    """
-    Writes `README.md`: how to use the model, what was measured, the recipe and the data.
-
-    Args:
-        folder (`Path`): The run's directory, with its pictures.
-        model ([`~transformers.PreTrainedModel`]): The model.
-        settings (`dict`): The run's settings by name.
-        recipe (`str`): The same as the text of `recipe.yaml`.
-        results (`dict[str, dict[str, float]]`): Metrics of `validation` and `test`, without prefixes.
-        sizes (`dict[str, int]`): Texts in each split, of a language model their pieces.
-        own_splits (`dict[str, str]`): As in [`LabeledTexts`].
-        pictures (`dict[str, str]`): Titles by file name.
-        mistakes (`list[str]`, *optional*): Lines that show the most confident ones.
-        repo_id (`str`, *optional*): Where on the Hub it will stand. None: nowhere.
-        processes (`int`, *optional*, defaults to 1): How many shared each step, a batch of the recipe's size each.
-    """
-    task = settings["task"]
-    if task == "language-modeling":  # two directions beside each other generate nothing
-        task = "feature-extraction" if model.config.bidirectional else "text-generation"
-    dataset = settings.get("dataset_name")
-    on_hub = dataset is not None and dataset != MOVIE_REVIEWS and not Path(dataset).exists()
-    # A folder or file by its name; its path stands in the recipe.
-    data_name = dataset if on_hub or dataset == MOVIE_REVIEWS else Path(dataset or settings["train_file"]).name
-    name = Path(folder).resolve().name
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=task,
-        tags=["rnnsent", model.config.cell_type],
-        datasets=[dataset] if on_hub else None,
-        metrics=[_METRIC_TYPES[key] for key in next(iter(results.values())) if key in _METRIC_TYPES],
-        model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type=task,
-                **_measured_on(split, settings, dataset if on_hub else None, data_name, own_splits),
-                metric_type=_METRIC_TYPES[key],
-                metric_value=float(f"{value:.6g}"),
-                metric_name=key,
-            )
-            for split, values in results.items()
-            for key, value in values.items()
-            if key in _METRIC_TYPES
-        ],
-    )
-    # `./`: the Hub may have a repository of the same name as a folder, and the example runs its code.
-    is_elsewhere = Path(folder).is_absolute() or not Path(folder).name
-    place = repo_id or f"./{name if is_elsewhere else Path(folder).as_posix()}"
-    data_line = _data_line(settings, sizes, data_name, own_splits)
-    text = _card_text(
-        place, task, model, settings, recipe, results, sizes, pictures, data_line, mistakes or [], processes
-    )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / MODEL_CARD)
-
-
-def _measured_on(split: str, settings: dict, dataset: str | None, data_name: str, own_splits: dict[str, str]) -> dict:
-    """What an entry of the model index says of its data: only a data set's own split is named as that one's."""
-    if split in own_splits:
-        found = {"dataset_type": dataset or "other", "dataset_name": data_name, "dataset_split": own_splits[split]}
-        return {**found, "dataset_config": settings.get("dataset_config_name")}
-    path = settings.get(f"{split}_file")
-    name = f"{data_name}, held out of the training split" if path is None else Path(path).name
-    return {"dataset_type": "other", "dataset_name": name, "dataset_split": split}
-
-
-def _data_line(settings: dict, sizes: dict[str, int], data_name: str, own_splits: dict[str, str]) -> str:
-    """Which texts were for what."""
-    texts = "pieces of text" if settings["task"] == "language-modeling" else "texts"
-    config = settings.get("dataset_config_name")
-    parts = [f"`{data_name}`{f' (`{config}`)' if config else ''}: {sizes['train']:,} {texts} for training"]
-    for split, purpose in (("validation", "for validation"), ("test", "for the test")):
-        if split in sizes:
-            path = settings.get(f"{split}_file")
-            origin = "" if split in own_splits else " held out" if path is None else f" of `{Path(path).name}`"
-            parts.append(f"{sizes[split]:,}{origin} {purpose}")
-    return ", ".join(parts) + "."
-
-
-_ALONE = (
-    "Curves over training, and what a checkpoint is chosen by, are of the recurrent layers alone, without n-grams and "
-    "temperature; everything else is of the whole model."
-)
-_BOLD = "In bold, up to five words without which the wrong answer would be least sure."
-
-
-def _card_text(
-    name: str,
-    task: str,
-    model,
-    settings: dict,
-    recipe: str,
-    results: dict,
-    sizes: dict,
-    pictures: dict,
-    data_line: str,
-    mistakes: list[str],
-    processes: int,
-) -> str:
-    config = model.config
-    kind = f"{'bidirectional ' if config.bidirectional else ''}{config.cell_type.upper()}"
-    layers = f"one {kind} layer" if config.num_hidden_layers == 1 else f"{config.num_hidden_layers} {kind} layers"
-    first = config.vocab_size if config.input_encoding == "one_hot" else config.embedding_size
-    metrics = [
-        key for key in next(iter(results.values())) if key in _METRIC_TYPES or key in ("loss", "calibration_error")
-    ]
-    texts = "pieces of text" if settings["task"] == "language-modeling" else "texts"
-    table = [
-        f"| split | {texts} | " + " | ".join(name.replace("_", " ") for name in metrics) + " |",
-        "|---" * (len(metrics) + 2) + "|",
-    ]
-    for split, values in results.items():
-        row = " | ".join(figures(values[key]) if key in values else "" for key in metrics)
-        table.append(f"| {split} | {sizes[split]:,} | {row} |")
-    kind_of_model = "text classifier" if task == "text-classification" else "language model"
-    ngrams = ""
-    if config.ngram_order and task == "text-classification":
-        ngrams = (
-            f"a linear model of n-grams to {config.ngram_order} words ({model.ngrams.scores.numel():,} scores), each "
-            f"counted {'once a text' if config.ngram_presence else 'as often as it stands in a text'}, of weight "
-            f"{config.ngram_weight} beside it, "
-        )
-    tested = "test" if "test" in results else "validation"
-    shown = [f"![{title}]({file})" for file, title in pictures.items()]
-    if len(shown) > 1:
-        shown.insert(1, f"\nOn the {tested} split:\n")
-    chosen = settings.get("load_best_model_at_end", False)
-    return "\n".join(
-        [
-            f"# {name.split('/')[-1]}",
-            "",
-            f"A recurrent {kind_of_model}: {config.vocab_size:,} words, "
-            f"{config.input_encoding.replace('_', '-')} of size {first}, {layers} of {config.hidden_size} "
-            f"units, {config.pooling + ' pooling, ' if task == 'text-classification' else ''}{ngrams}"
-            f"{model.num_parameters():,} parameters.",
-            "",
-            "## Use",
-            "",
-            *_use(name, config, task),
-            "",
-            "## Results",
-            "",
-            *table,
-            "",
-            *shown,
-            "",
-            *([_ALONE, ""] if ngrams else []),
-            *(["## Most confident mistakes", "", _BOLD, "", *mistakes] if mistakes else []),
-            "## Data",
-            "",
-            data_line,
-            f"The best of the run's checkpoints by {settings['metric_for_best_model']} on the validation split is kept."
-            if chosen
-            else "The model is the one at the end of training.",
-            "",
-            "## Training",
-            "",
-            f"`{repeating(processes)}` gives this run again, with",
-            "",
-            "```yaml",
-            recipe.strip(),
-            "```",
-            "",
-            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}.",
-            "",
-        ]
-    )
-
-
-def repeating(processes: int) -> str:
-    """The command that gives a run again from the recipe in its directory."""
-    launch = f"torchrun --nproc_per_node {processes} " if processes > 1 else ""  # accelerate's is another without GPUs
-    return f"{launch}train.py recipe.yaml"
-
-
-def _use(name: str, config, task: str) -> list[str]:
-    """Lines that show how the model is used."""
-    if task == "feature-extraction":
-        return [f"A classifier starts from it: `train.py RECIPE.yaml --model_name_or_path {name}`."]
-    code = [
-        "```python",
-        "from transformers import pipeline",
-        "",
-    ]
-    if task == "text-generation":
-        return [
-            *code,
-            f'generator = pipeline("text-generation", model="{name}", trust_remote_code=True)',
-            'generator("the film was ", max_new_tokens=40)',
-            "```",
-        ]
-    return [
-        *code,
-        f'classifier = pipeline("text-classification", model="{name}", trust_remote_code=True)',
-        'classifier("A text of yours.")',
-        "```",
-        "",
-        f"Labels: {', '.join(f'`{label}`' for label in config.id2label.values())}. Text of any length is read in full.",
-    ]
