@@ -79,7 +79,7 @@ def fasttext_bigrams(texts: list[str], labels: np.ndarray, others: list[str], _:
 RIVALS: dict[str, tuple[Fit, tuple[float | None, ...]]] = {
     "TF-IDF, words + logistic regression": (tfidf(1), (1.0, 3.0, 10.0, 30.0)),
     "TF-IDF, 1-2-grams + logistic regression": (tfidf(2), (3.0, 10.0, 30.0, 100.0)),
-    "naive Bayes weighted 1-3-grams + logistic regression": (naive_bayes, (0.1, 0.3, 1.0)),
+    "naive Bayes weighted 1-3-grams + logistic regression": (naive_bayes, (0.3, 1.0, 3.0, 10.0)),
     "fastText, 1-2-grams": (fasttext_bigrams, (None,)),
 }
 

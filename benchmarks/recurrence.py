@@ -7,12 +7,14 @@ Every combination, `--full`, takes hours: each row is written when it is measure
 already is not measured again.
 
 One training step is forward and backward to the input and all weights; one inference pass is forward without
-gradients. Tokens are counted without padding. The padded `torch.nn` is not right for two directions (the one from the
-end starts in padding) and is there to show what the padded work takes.
+gradients. Every call takes another batch, the same for the three. Tokens are counted without padding. The padded
+`torch.nn` is not right for two directions (the one from the end starts in padding) and is there to show what the padded
+work takes.
 """
 
 import argparse
 import itertools
+from collections.abc import Callable
 
 import torch
 from measuring import (
@@ -59,52 +61,69 @@ def draw_lengths(kind: str, batch: int, pool: torch.Tensor, generator: torch.Gen
     return pool[torch.randint(len(pool), (batch,), generator=generator)]
 
 
-def make_sides(cell: str, directions: int, sizes: tuple[int, int], input: torch.Tensor, lengths: torch.Tensor) -> dict:
-    """The three layers with the same weights, each a function from the input to its output."""
-    bidirectional = directions == 2
-    reference = getattr(nn, cell.upper())(*sizes, batch_first=True, bidirectional=bidirectional)
-    engine = RNNSentRecurrence(*sizes, cell_type=cell, bidirectional=bidirectional)
-    engine.load_state_dict(reference.state_dict())
-    given = None if bool((lengths == input.shape[1]).all()) else lengths
+class Sides:
+    """The three layers with the same weights. Each call of a side takes the next batch: new lengths, as in training."""
 
-    def packed():
+    def __init__(self, cell: str, directions: int, sizes: tuple[int, int], batches: list[torch.Tensor]):
+        bidirectional = directions == 2
+        self.reference = getattr(nn, cell.upper())(*sizes, batch_first=True, bidirectional=bidirectional)
+        self.engine = RNNSentRecurrence(*sizes, cell_type=cell, bidirectional=bidirectional)
+        self.engine.load_state_dict(self.reference.state_dict())
+        self.batches = []
+        for lengths in batches:
+            input = torch.randn(len(lengths), int(lengths.max()), sizes[0], requires_grad=True)
+            mask = (torch.arange(input.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
+            gradient = torch.randn(len(lengths), input.shape[1], sizes[1] * directions) * mask
+            self.batches.append((input, lengths, gradient))
+
+    def ours(self, input: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        given = None if bool((lengths == input.shape[1]).all()) else lengths
+        return self.engine(input, given, return_state=False)[0][-1]
+
+    def packed(self, input: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         sequences = pack_padded_sequence(input, lengths, batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(reference(sequences)[0], batch_first=True)[0]
+        return pad_packed_sequence(self.reference(sequences)[0], batch_first=True)[0]
 
-    return {
-        "ours": (lambda: engine(input, given, return_state=False)[0][-1], list(engine.parameters())),
-        "packed": (packed, list(reference.parameters())),
-        "padded": (lambda: reference(input)[0], list(reference.parameters())),
-    }
+    def padded(self, input: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return self.reference(input)[0]
+
+    def training(self, name: str) -> Callable[[], object]:
+        """A call that is one training step of a side."""
+        forward, batches = getattr(self, name), itertools.cycle(self.batches)
+        parameters = list((self.engine if name == "ours" else self.reference).parameters())
+
+        def step():
+            input, lengths, gradient = next(batches)
+            torch.autograd.grad(forward(input, lengths), [input, *parameters], gradient)
+
+        return step
+
+    def inference(self, name: str) -> Callable[[], object]:
+        """A call that is one pass of a side without gradients."""
+        forward, batches = getattr(self, name), itertools.cycle(self.batches)
+
+        @torch.no_grad()
+        def run():
+            forward(*next(batches)[:2])
+
+        return run
 
 
 def measure(row: tuple, pool: torch.Tensor, peak: float, repeats: int) -> list[dict]:
     cell, directions, sizes, batch, kind = row
-    lengths = draw_lengths(kind, batch, pool, torch.Generator().manual_seed(0))
-    tokens = int(lengths.sum())
-    input = torch.randn(batch, int(lengths.max()), sizes[0], requires_grad=True)
-    mask = (torch.arange(input.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
-    sides = make_sides(cell, directions, sizes, input, lengths)
-    outputs = {name: forward() for name, (forward, _) in sides.items()}
-    torch.testing.assert_close(outputs["ours"], outputs["packed"], atol=1e-4, rtol=1e-4)
-    gradient = torch.randn_like(outputs["ours"]) * mask
-
-    def training(name: str):
-        forward, parameters = sides[name]
-        return lambda: torch.autograd.grad(forward(), [input, *parameters], gradient)
-
-    @torch.no_grad()
-    def inference(name: str):
-        sides[name][0]()
-
-    flop = 2 * NUM_GATES[cell] * sizes[1] * sum(sizes) * directions * tokens
+    generator = torch.Generator().manual_seed(0)
+    # One more than the repeats: that of the first call, which does not count.
+    batches = [draw_lengths(kind, batch, pool, generator) for _ in range(1 if kind == "equal" else repeats + 1)]
+    sides = Sides(cell, directions, sizes, batches)
+    input, lengths, _ = sides.batches[0]
+    torch.testing.assert_close(sides.ours(input, lengths), sides.packed(input, lengths), atol=1e-4, rtol=1e-4)
     results = []
-    for mode, calls, factor in (
-        ("training", {name: training(name) for name in sides}, 3),
-        ("inference", {name: (lambda name=name: inference(name)) for name in sides}, 1),
-    ):
+    for mode, make, factor in (("training", sides.training, 3), ("inference", sides.inference, 1)):
+        calls = {name: make(name) for name in ("ours", "packed", "padded")}
         seconds = alternate(calls, repeats, most_seconds=6)
-        ours = summary(seconds["ours"])
+        took = len(seconds["ours"])
+        tokens = sum(int(batches[turn % len(batches)].sum()) for turn in range(1, took + 1)) / sum(seconds["ours"])
+        flop = 2 * NUM_GATES[cell] * sizes[1] * sum(sizes) * directions * tokens
         results.append(
             {
                 "mode": mode,
@@ -113,15 +132,15 @@ def measure(row: tuple, pool: torch.Tensor, peak: float, repeats: int) -> list[d
                 "sizes": f"{sizes[0]}->{sizes[1]}",
                 "batch": batch,
                 "lengths": kind,
-                "ms": 1e3 * ours["median"],
+                "ms": 1e3 * summary(seconds["ours"])["median"],
                 "ms, packed": 1e3 * summary(seconds["packed"])["median"],
                 "ms, padded": 1e3 * summary(seconds["padded"])["median"],
                 "packed / ours": ratio(seconds["ours"], seconds["packed"]),
                 "padded / ours": ratio(seconds["ours"], seconds["padded"]),
-                "ktokens/s": tokens / ours["median"] / 1e3,
-                "% of peak": 100 * factor * flop / ours["median"] / 1e9 / peak,
-                "MiB": peak_memory(calls["ours"]),
-                "MiB, padded": peak_memory(calls["padded"]),
+                "ktokens/s": tokens / 1e3,
+                "% of peak": 100 * factor * flop / 1e9 / peak,
+                "MiB": peak_memory(make("ours")),
+                "MiB, padded": peak_memory(make("padded")),
                 "seconds": {name: summary(values) for name, values in seconds.items()},
             }
         )

@@ -45,6 +45,7 @@ _SETTINGS = {
     "min_count": 5,
     "workers": 1,
 }
+_VERSION = 2  # of what is made of these settings, for the cache
 # Least |log-count ratio| + 1 / sqrt(labelled texts with it) of an n-gram that is kept: the second part spares those
 # that are too rare to be judged.
 TELLING = 0.4
@@ -110,7 +111,7 @@ def _vectors(texts: list[str], inside: np.ndarray, tokenizer: PreTrainedTokenize
     gensim = import_gensim("the teacher doc2vec")
     encode = WordEncoder(tokenizer)
     rows = [row for start in range(0, len(texts), 1000) for row in encode(texts[start : start + 1000])]
-    digest = hashlib.sha256(repr((_SETTINGS, ORDER, TELLING, seed, version("gensim"))).encode())
+    digest = hashlib.sha256(repr((_VERSION, _SETTINGS, ORDER, TELLING, seed, version("gensim"))).encode())
     digest.update(inside.tobytes())
     if ORDER * max(map(len, rows), default=0) > MOST_WORDS:  # cut into pieces
         digest.update(MOST_WORDS.to_bytes(8))
@@ -146,7 +147,9 @@ def _train(doc2vec, texts: list[list[str]], seed: int) -> np.ndarray:
     model.build_vocab(documents)
     with tqdm(desc="training doc2vec", total=len(documents) * model.epochs, disable=None) as bar:
         model.train(_Shown(documents, bar), total_examples=len(documents), epochs=model.epochs)
-    return model.dv.vectors
+    vectors = model.dv.vectors
+    vectors[[not ngrams for ngrams in texts]] = 0  # of which nothing is known: not the random numbers of the start
+    return vectors
 
 
 class _Shown:

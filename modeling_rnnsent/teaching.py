@@ -120,10 +120,14 @@ def _weigh(
     def loss(weights: np.ndarray) -> float:
         return mean_loss(np.tensordot(weights, validation, axes=1), labels, problem_type)
 
-    # Of small values the search would take its first step's gain for none.
-    unit = (float(np.var(labels)) or 1.0) if problem_type == "regression" else 1.0
+    def aim(weights: np.ndarray) -> float:
+        if problem_type == "regression":  # of small values the search would take its first step's gain for none
+            return loss(weights) / (float(np.var(labels)) or 1.0)
+        # A few texts without an error are no reason to be many times as sure: see `fit_temperature`.
+        return loss(weights) + np.log(max(1.0, weights.sum())) ** 2 / len(labels)
+
     bounds = [(0, None)] * len(names)
-    weights = minimize(lambda weights: loss(weights) / unit, x0=np.full(len(names), 1 / len(names)), bounds=bounds).x
+    weights = minimize(aim, x0=np.full(len(names), 1 / len(names)), bounds=bounds).x
     alone = [mean_loss(part, labels, problem_type) for part in validation]
     told = "".join(f"{name} {weight:.2f} ({own:.4f}), " for name, weight, own in zip(names, weights, alone))
     print(f"teachers' weights (and validation losses): {told}together ({loss(weights):.4f})", flush=True)

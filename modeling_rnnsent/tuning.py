@@ -191,7 +191,13 @@ def check_same_search(study, settings: dict[str, Any], folder: Path):
 
 
 class _TrialTrainer(RNNSentTrainer):
-    """A trainer whose trial is given up where it diverges, for the search to go on, unless that was told to stop."""
+    """
+    A trainer whose trial is given up where it diverges, for the search to go on, unless that was told to stop. With
+    `keeps_best`, as the recipe does, a trial's result is the best of its evaluations, else the last.
+    """
+
+    keeps_best = False
+    _best: float | None = None
 
     def train(self, *args, **kwargs):
         from optuna import TrialPruned
@@ -205,6 +211,7 @@ class _TrialTrainer(RNNSentTrainer):
 
     def _hp_search_setup(self, trial):
         super()._hp_search_setup(trial)
+        self._best = None
         try:
             check_step(self.args, len(self.train_dataset))
         except InputError as error:  # of this trial's batches
@@ -215,6 +222,10 @@ class _TrialTrainer(RNNSentTrainer):
     def _report_to_hp_search(self, trial, step, metrics):
         # A step of one training has read as much as several of another: they are compared epoch by epoch.
         super()._report_to_hp_search(trial, math.ceil(self.state.epoch), metrics)
+        if self.keeps_best:
+            better = max if self.args.greater_is_better else min
+            self._best = self.objective if self._best is None else better(self._best, self.objective)
+            self.objective = self._best
 
 
 def make_trainer(run: Run, fixed: set[str]) -> tuple[RNNSentTrainer, str]:
@@ -230,6 +241,7 @@ def make_trainer(run: Run, fixed: set[str]) -> tuple[RNNSentTrainer, str]:
     arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"
     choose_metric(arguments, texts.labels)
     check_smoothing(arguments, texts.labels)
+    keeps_best = arguments.load_best_model_at_end
     arguments.save_strategy, arguments.load_best_model_at_end, arguments.disable_tqdm = "no", False, True
     arguments.eval_strategy = "epoch"
     given = {name: value for name, value in vars(run.model).items() if value is not None}
@@ -252,6 +264,7 @@ def make_trainer(run: Run, fixed: set[str]) -> tuple[RNNSentTrainer, str]:
         data_collator=PaddingCollator(tokenizer.pad_token_id),
         compute_metrics=metrics_for(texts.labels),
     )
+    trainer.keeps_best = keeps_best
     trainer.remove_callback(PrinterCallback)  # standard output is for the result
     return trainer, digest_of(splits, tokenizer, texts.labels)
 

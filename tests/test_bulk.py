@@ -300,7 +300,10 @@ def test_a_small_value_keeps_its_digits(tmp_path):
     (tmp_path / "texts.txt").write_text("a good film\n")
     assert rnnsent("predict", tmp_path, "a good film").stdout == "value\t3.2e-07\ta good film\n"
     done = rnnsent("predict", tmp_path, "--input", tmp_path / "texts.txt", "--output", tmp_path / "values.jsonl")
-    assert done.returncode == 0 and json.loads((tmp_path / "values.jsonl").read_text()) == {"value": 3.2e-7}
+    assert done.returncode == 0 and json.loads((tmp_path / "values.jsonl").read_text()) == {
+        "label": "value",
+        "score": 3.2e-7,
+    }
 
 
 def test_two_runs_do_not_write_one_output(corpus, tmp_path):

@@ -37,7 +37,7 @@ def classify(request, tmp_path_factory):
 def expected(classify, text):
     answers = classify([text])[0]
     if classify.model.config.problem_type == "multi_label_classification":
-        return pytest.approx({answer["label"]: answer["score"] for answer in answers}, abs=1e-5)
+        return {"labels": pytest.approx({answer["label"]: answer["score"] for answer in answers}, abs=1e-5)}
     return {"label": answers[0]["label"], "score": pytest.approx(answers[0]["score"], abs=1e-5)}
 
 

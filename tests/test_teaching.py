@@ -106,6 +106,23 @@ def test_document_vectors_say_what_they_lack(monkeypatch):
         answer_by_documents(*given)
 
 
+def test_few_texts_without_an_error_make_no_teacher_many_times_as_sure(book_run, capsys):
+    dataset = Dataset.from_pandas(make_reviews(200, 5))
+    tokenizer = AutoTokenizer.from_pretrained(book_run)
+    labels = Labels("single_label_classification", ["0", "1"])
+    odds = np.array(
+        ask_teachers([str(book_run)], DatasetDict(train=dataset, validation=dataset), dataset, labels, tokenizer)[
+            "label"
+        ]
+    )
+    right = dataset.select(np.flatnonzero(odds.argmax(axis=1) == np.array(dataset["label"][:]))[:20])
+    capsys.readouterr()
+    splits["validation"] = right
+    ask_teachers([str(book_run)], splits, dataset, labels, tokenizer)
+    (weight,) = re.findall(r" (\S+) \([\d.]+\)", capsys.readouterr().out)[:1]
+    assert float(weight) < 10
+
+
 def test_teachers_are_weighted_by_what_they_know(book_run, tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained(book_run)
     model = RNNSentForSequenceClassification.from_pretrained(book_run)
