@@ -110,14 +110,10 @@ def test_few_texts_without_an_error_make_no_teacher_many_times_as_sure(book_run,
     dataset = Dataset.from_pandas(make_reviews(200, 5))
     tokenizer = AutoTokenizer.from_pretrained(book_run)
     labels = Labels("single_label_classification", ["0", "1"])
-    odds = np.array(
-        ask_teachers([str(book_run)], DatasetDict(train=dataset, validation=dataset), dataset, labels, tokenizer)[
-            "label"
-        ]
-    )
-    right = dataset.select(np.flatnonzero(odds.argmax(axis=1) == np.array(dataset["label"][:]))[:20])
+    splits = DatasetDict(train=dataset, validation=dataset)
+    answers = np.array(ask_teachers([str(book_run)], splits, dataset, labels, tokenizer)["label"])
+    splits["validation"] = dataset.select(np.flatnonzero(answers.argmax(axis=1) == dataset["label"][:])[:20])
     capsys.readouterr()
-    splits["validation"] = right
     ask_teachers([str(book_run)], splits, dataset, labels, tokenizer)
     (weight,) = re.findall(r" (\S+) \([\d.]+\)", capsys.readouterr().out)[:1]
     assert float(weight) < 10
