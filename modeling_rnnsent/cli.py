@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -226,9 +227,16 @@ def _texts(arguments: argparse.Namespace) -> Iterator[list[str]]:
         return iter([arguments.texts])
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("give texts, or one a line on standard input.")
+    waited_for = [sys.stdin.fileno()]
     if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
         signal.signal(signal.SIGINT, _end_at_once)
-    return _lines(sys.stdin.fileno())
+        if os.name == "posix":
+            # A signal that comes just before a read begins would be heard of only when it ends.
+            woken, wakes = os.pipe()
+            os.set_blocking(wakes, False)
+            signal.set_wakeup_fd(wakes)
+            waited_for.append(woken)
+    return _lines(waited_for)
 
 
 def _end_at_once(number: int, frame):
@@ -240,10 +248,17 @@ def _end_at_once(number: int, frame):
     os._exit(128 + number)
 
 
-def _lines(descriptor: int) -> Iterator[list[str]]:
-    """The lines that have come, in lists: of a file many at a time, of a slow pipe each at once."""
-    rest, number = b"", 0
-    while chunk := os.read(descriptor, 1 << 20):
+def _lines(waited_for: list[int]) -> Iterator[list[str]]:
+    """
+    The lines that have come, in lists: of a file many at a time, of a slow pipe each at once. They come from the first
+    of the descriptors to wait for.
+    """
+    rest, number, is_open = b"", 0, True
+    while is_open:
+        if len(waited_for) > 1:
+            select.select(waited_for, [], [])
+        chunk = os.read(waited_for[0], 1 << 20)
+        is_open = bool(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         if lines:
             yield [_decode(line, number + index) for index, line in enumerate(lines, start=1)]
