@@ -16,8 +16,9 @@ from torch.autograd import Function
 
 # Where padding is a smaller share than this of the batch, moving the rows costs more than it saves.
 _LEAST_SAVED = 0.1
-# Cuts fall on multiples of this many steps: torch's kernel is prepared once for every new shape and then kept.
-_GRAIN = 16
+# Cuts fall on multiples of so many steps, and segments have multiples of so many rows: torch's kernel is prepared once
+# for every new shape and then kept.
+_GRAIN, _ROWS = 16, 4
 
 
 class BatchLayout:
@@ -136,7 +137,8 @@ def _cut(lengths: np.ndarray, segment_cost: float) -> list[tuple[int, int]]:
     """
     The cheapest segments `(steps, rows)` for lengths in falling order, each costing `steps * rows + segment_cost`.
 
-    Shortest path over the candidate cuts: a sequence's end, rounded up to `_GRAIN` steps where a cut has a cost.
+    Shortest path over the candidate cuts: a sequence's end. Where a cut has a cost it is rounded up to `_GRAIN` steps,
+    and the rows to `_ROWS`.
     """
     ends = np.unique(lengths[lengths > 0])
     if segment_cost > 0:
@@ -145,6 +147,7 @@ def _cut(lengths: np.ndarray, segment_cost: float) -> list[tuple[int, int]]:
     alive = np.searchsorted(-lengths, -cuts[:-1])  # sequences longer than each cut
     if segment_cost <= 0:
         return list(zip(np.diff(cuts).tolist(), alive.tolist()))
+    alive = np.minimum(-(-alive // _ROWS) * _ROWS, len(lengths))
     cost, origin = np.zeros(len(cuts)), np.zeros(len(cuts), dtype=np.int64)
     for end in range(1, len(cuts)):
         costs = cost[:end] + segment_cost + (cuts[end] - cuts[:end]) * alive[:end]

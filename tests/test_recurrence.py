@@ -111,9 +111,12 @@ def test_layout_is_the_cheapest_and_brings_every_row_back(segment_cost):
     def cost(cuts):
         edges = [0, *cuts, 70]
         spans = zip(edges, edges[1:])
-        return sum((end - start) * int((lengths > start).sum()) + segment_cost for start, end in spans)
+        return sum((end - start) * rows_at(start) + segment_cost for start, end in spans)
 
-    grain = 16 if segment_cost else 1
+    def rows_at(start):
+        return -(-int((lengths > start).sum()) // multiple) * multiple
+
+    grain, multiple = (16, 4) if segment_cost else (1, 1)
     ends = sorted({min(70, -(-length // grain) * grain) for length in lengths.tolist()} - {0, 70})
     cheapest = min(cost(cuts) for size in range(len(ends) + 1) for cuts in itertools.combinations(ends, size))
     assert sum(steps * rows + segment_cost for steps, rows in layout.segments) == cheapest
