@@ -165,7 +165,8 @@ class RNNSentTrainer(Trainer):
         objectives = self.objectives
         if not objectives.are_set:
             return super().training_step(model, inputs, num_items_in_batch)
-        inputs, random = self._prepare_inputs(inputs), random_state(self.args.device)
+        inputs = self._prepare_inputs(inputs)
+        random = random_state(self.args.device) if objectives.adversarial_weight > 0 else None
         with watched(objectives.embedding) as embeddings:
             loss = super().training_step(model, {**inputs}, num_items_in_batch)
         unlabeled = self._prepare_inputs(self._next_unlabeled()) if objectives.need_unlabeled else None

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, SMALL, run, train
 from hub_server import HubServer
 from huggingface_hub import ModelCard, SpaceCard
+from test_bulk import leave_one_window
 from test_distributed import free_port
 from test_training import fails, read
 
@@ -137,6 +138,19 @@ AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("mine")
     }
     pushed, own = classify("owner/mine", book_run)
     assert pushed == own
+
+
+def test_a_stopped_prediction_goes_on_with_the_same_commit_only(hub, book_run, tmp_path):
+    python("import sys; from modeling_rnnsent.publishing import publish; publish(sys.argv[1], 'mine')", book_run)
+    (tmp_path / "texts.txt").write_text("a wonderful film\ndull\n" * 5000)
+    command = ["predict", "owner/mine", "--input", tmp_path / "texts.txt", "--output", tmp_path / "labels.jsonl"]
+    leave_one_window(tmp_path / "labels.jsonl.part-0-of-1", *command)
+    hub.commit("owner/mine", "main", {"notes.txt": b"another model, it may be"})
+    again = [sys.executable, "-m", "modeling_rnnsent.cli", *map(str, command)]  # online, unlike `run`
+    refused = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1 and "holds results of another input, model or precision" in refused.stderr
+    subprocess.run([*again, "--overwrite"], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 10_000
 
 
 def push_flags(reviews, output):

@@ -67,6 +67,15 @@ def test_document_vectors_leave_out_what_is_known_to_be_alike_under_every_label(
     assert not np.array_equal(answer(4, 2), answer(4, 9))
 
 
+def test_of_texts_without_a_run_that_tells_nothing_is_known():
+    (few, labels), (unlabeled, _) = make_topics(8, 0), make_topics(200, 1)
+    unlabeled = [*unlabeled, "", "unheard", "of"]
+    given = (few, labels, few, labels, unlabeled, "single_label_classification", 2)
+    logits = answer_by_documents(*given, build_tokenizer([*few, *unlabeled]), 1)[1]
+    assert np.array_equal(logits[-1], logits[-2]) and np.array_equal(logits[-1], logits[-3])
+    assert not np.array_equal(logits[0], logits[1])
+
+
 def test_document_vectors_are_trained_once(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     datasets.enable_caching()
