@@ -52,6 +52,7 @@ from modeling_rnnsent.padding import PaddingCollator
 from modeling_rnnsent.pictures import Predictions, write_pictures
 from modeling_rnnsent.publishing import publish_run
 from modeling_rnnsent.scoring import probabilities
+from modeling_rnnsent.showing import prepare_output
 from modeling_rnnsent.starting import keep_source, load_model
 from modeling_rnnsent.teaching import ask_teachers
 from modeling_rnnsent.tokenization import build_tokenizer
@@ -82,19 +83,22 @@ def start(run: Run):
         raise
     except KeyboardInterrupt:
         checkpoints = [] if arguments.save_only_model else list_checkpoints(Path(arguments.output_dir))
-        how = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}" if checkpoints else None
-        raise Interrupted(f"interrupted: {how or 'there is no checkpoint yet'}", stop_request.signal) from None
+        left = "there is no checkpoint yet"
+        if is_finished(arguments):
+            left = f"{arguments.output_dir} holds the run, finished"
+        elif checkpoints:
+            left = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}"
+        raise Interrupted(f"interrupted: {left}", stop_request.signal) from None
 
 
 def choose_output(run: Run):
     """Leaves progress bars to the main process's terminal; a log gets whole lines, as they come."""
+    prepare_output(line_buffering=True)
     if not run.training.should_log or not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.logging.disable_progress_bar()
         if "disable_tqdm" not in run.given:
             run.training.disable_tqdm = True
-    if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):  # a notebook's has not, and waits for nothing
-        sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
 
 
 def is_left_alone(run: Run) -> bool:
@@ -119,7 +123,12 @@ def is_same(run: Run) -> bool:
     recipe = Path(run.training.output_dir, RECIPE)
     if not recipe.is_file():
         return False
-    held = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    try:
+        held = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    if not isinstance(held, dict):
+        return False
     given = {name: value for name, value in run.settings(None).items() if name in run.given and not is_in_passing(name)}
     metric = given.pop("metric_for_best_model", None)
     # As it is kept; for a regression another one stands for the accuracy.
@@ -202,7 +211,7 @@ def load_tokenizer(run: Run, texts: LabeledTexts):
         return from_main_process(lambda: build_tokenizer(texts.texts(), **run.data.tokenizer_options))
     keep_source(name, run)
     with loading("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer {name!r} is {type(tokenizer).__name__}, written in Python: give a fast one.")
     return tokenizer
@@ -343,6 +352,7 @@ def report(trainer: RNNSentTrainer, texts: LabeledTexts, splits, settings: dict,
     train_metrics |= {"train_samples": len(splits["train"]), "total_runtime": trainer.stopwatch.seconds()}
     # Last, since its presence says that the run is finished.
     trainer.save_metrics("train", train_metrics, combined=False)
+    trainer.remove_spare_checkpoints()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():

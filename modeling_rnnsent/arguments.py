@@ -260,8 +260,8 @@ class RNNSentTrainingArguments(TrainingArguments):
         if self.seed >= 2**32:  # numpy's limit
             raise ValueError(f"seed must be below 2**32, got {self.seed}.")
         self.max_steps = self.max_steps if self.max_steps > 0 else -1  # for `Trainer`, 0 is one step
-        if self.max_steps < 0 and not self.num_train_epochs > 0:
-            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
+        if self.max_steps < 0 and not 0 < self.num_train_epochs < float("inf"):
+            raise ValueError(f"num_train_epochs must be above 0 and finite, got {self.num_train_epochs}.")
         if self.hub_strategy != "end":
             raise ValueError(f"hub_strategy must be 'end': the finished run is uploaded, got {self.hub_strategy!r}.")
         super().__post_init__()
@@ -485,9 +485,20 @@ def names_of(flags: list[str]) -> set[str]:
     return {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML in which no key stands twice: the last of them would count, without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
     except FileNotFoundError:
         raise InputError(f"there is no recipe {str(path)!r}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -198,7 +198,7 @@ def _card_text(run: FinishedRun) -> str:
     lines = [
         *[f"# {run.place.split('/')[-1]}", "", _description(run), ""],
         *["## Use", "", *_use(run), ""],
-        *["## Results", "", *_results_table(run), "", *shown, ""],
+        *["## Results", "", *_results_table(run), "", *_averages(run), *shown, ""],
         *([_ALONE, ""] if has_ngrams else []),
         *(["## Most confident mistakes", "", _BOLD, "", *run.mistakes] if run.mistakes else []),
         *["## Data", "", _data_line(run), kept, ""],
@@ -245,6 +245,17 @@ def _results_table(run: FinishedRun) -> list[str]:
     ]
     names = " | ".join(name.replace("_", " ") for name in metrics)
     return [f"| split | {run.texts} | {names} |", "|---" * (len(metrics) + 2) + "|", *rows]
+
+
+def _averages(run: FinishedRun) -> list[str]:
+    """Of what precision, recall and F1 are, which their names leave open."""
+    if "f1" not in next(iter(run.results.values())):
+        return []
+    names = list(run.model.config.id2label.values())
+    over = f"of `{names[-1]}`" if len(names) == 2 else "means over the classes"
+    if run.model.config.problem_type == "multi_label_classification":
+        over = "counted over all labels"
+    return [f"Precision, recall and F1 are {over}.", ""]
 
 
 def _data_line(run: FinishedRun) -> str:

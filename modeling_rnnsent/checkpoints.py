@@ -88,8 +88,11 @@ def find_checkpoint(arguments: RNNSentTrainingArguments, settings: dict[str, Any
     folder = Path(arguments.output_dir)
     resume = arguments.resume_from_checkpoint
     checkpoints = list_checkpoints(folder)
-    if not checkpoints and not any((folder / name).exists() for name in (RECIPE, TRAIN_RESULTS)):
-        _refuse_strange_files(folder)
+    own = [RECIPE, TRAIN_RESULTS, *(f"{path.name}/{SETTINGS}" for path in checkpoints)]
+    if not any((folder / name).exists() for name in own):
+        refuse_strange_files(
+            folder, f"output_dir {arguments.output_dir!r} holds other files than a run's", "--output_dir"
+        )
     if arguments.overwrite_output_dir:
         if resume not in (None, "last"):
             raise InputError("give one of overwrite_output_dir, to start again, and resume_from_checkpoint, to go on.")
@@ -120,15 +123,12 @@ def find_checkpoint(arguments: RNNSentTrainingArguments, settings: dict[str, Any
     return None
 
 
-def _refuse_strange_files(folder: Path):
-    """Nothing tells what a run would write from what somebody else has there, a README.md or pictures."""
+def refuse_strange_files(folder: Path, holds: str, flag: str):
+    """Nothing tells what would be written there from what somebody else has there, a README.md or pictures."""
     strange = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     strange = [name for name in strange if name not in (_LOCK, UNFINISHED)]
     if strange:
-        raise InputError(
-            f"output_dir {str(folder)!r} holds other files than a run's, {strange[0]!r} for one: name another "
-            "--output_dir, new or empty."
-        )
+        raise InputError(f"{holds}, {strange[0]!r} for one: name another {flag}, new or empty.")
 
 
 def _last_whole(folder: Path, checkpoints: list[Path]) -> str | None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from .errors import InputError, one_line_errors
+from .showing import figures, prepare_output
 
 MODEL = "directory or Hub id of a trained model, or directory of an exported one"
 INPUT = ".csv, .tsv, .json, .jsonl or .parquet file, or a data set's name or folder"
@@ -43,8 +44,7 @@ def main(argv: list[str] | None = None):
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         command.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     arguments.flags = flags  # of train.py
-    if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8")  # as texts are read
+    prepare_output()
     with one_line_errors():
         arguments.run(arguments)
 
@@ -98,6 +98,7 @@ def _add_predict(commands):
         "--output", help="file to write, .jsonl or .csv, in the order of the input (goes with --input)"
     )
     command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
+    command.add_argument("--dataset_config_name", help="configuration of a data set")
     command.add_argument("--split", help="split of a data set (default: test)")
     command.add_argument("--overwrite", action="store_true", help="replace a finished output")
     command.add_argument("--num_threads", type=int, help="CPU cores of a process (default: all)")
@@ -134,6 +135,7 @@ def _add_evaluate(commands):
     )
     command.add_argument("models", metavar="MODEL", nargs="+", help=MODEL)
     command.add_argument("--input", required=True, help=f"a {INPUT}")
+    command.add_argument("--dataset_config_name", help="configuration of a data set")
     command.add_argument("--split", help="split of a data set (default: test)")
     command.add_argument("--text_column_name", default="text", help="column that holds the text (default: text)")
     command.add_argument("--label_column_name", default="label", help="column that holds the label (default: label)")
@@ -194,6 +196,7 @@ def predict(arguments: argparse.Namespace):
         raise InputError(f"--num_threads must be at least 1, got {arguments.num_threads}.")
     if arguments.input is None:
         given = {"output": arguments.output, "split": arguments.split, "overwrite": arguments.overwrite}
+        given["dataset_config_name"] = arguments.dataset_config_name
         given["text_column_name"] = arguments.text_column_name != "text"
         if stray := [name for name, value in given.items() if value]:
             raise InputError(f"--{stray[0]} goes with --input, the file or data set to classify.")
@@ -206,7 +209,7 @@ def predict(arguments: argparse.Namespace):
         raise InputError("--json is for what is printed: name an --output that ends in .jsonl.")
     from .predicting import predict_to_file
 
-    options = ("text_column_name", "split", "overwrite", "num_threads", "bf16")
+    options = ("text_column_name", "dataset_config_name", "split", "overwrite", "num_threads", "bf16")
     number = predict_to_file(
         arguments.model,
         arguments.input,
@@ -336,10 +339,11 @@ def evaluate(arguments: argparse.Namespace):
     from .evaluating import evaluate_models
 
     _show_errors_only()
+    options = ("split", "text_column_name", "label_column_name", "dataset_config_name", "bf16")
     results = evaluate_models(
         arguments.models,
         arguments.input,
-        **{name: getattr(arguments, name) for name in ("split", "text_column_name", "label_column_name", "bf16")},
+        **{name: getattr(arguments, name) for name in options},
     )
     _print_rows([{"model": name, **metrics} for name, metrics in results.items()], arguments.json)
 
@@ -380,8 +384,6 @@ def _print_rows(rows: list[dict], as_json: bool):
 
 
 def _cell(value, form: str = "") -> str:
-    from .showing import figures
-
     if value is None:
         return ""
     if isinstance(value, float):
@@ -406,7 +408,6 @@ def export(arguments: argparse.Namespace):
 
 def tune(arguments: argparse.Namespace):
     """Searches for better settings of a recipe."""
-    from .showing import figures
     from .tuning import tune_recipe
 
     best = tune_recipe(arguments.recipe, arguments.output, arguments.minutes, arguments.trials, arguments.flags)

@@ -18,12 +18,13 @@ from transformers.utils import logging
 from .arguments import DataArguments
 from .errors import InputError
 from .files import FILE_FORMATS, TEXT_FORMATS, first_undecodable_line, read_dataset, read_file
-from .labels import Labels, check_lists, encode_labels, find_labels, is_hidden
+from .labels import Labels, check_lists, encode_labels, find_labels, is_hidden, label_array
 
 logger = logging.get_logger(__name__)
 
 MOVIE_REVIEWS = "movie-reviews"
 _MOST_BYTES = 1 << 24  # of text, tokenized at once
+_MOST_COPIES = 0.01  # the share of a split's texts that may stand in the training data without a word about it
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -81,7 +82,7 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
         raw[name] = encode_labels(raw[name], name, labels)
     splits = _split(raw, arguments, labels)
     if labels.problem_type == "regression":
-        values = np.array(splits["train"]["label"][:], dtype=np.float64)
+        values = label_array(splits["train"]).astype(np.float64)
         labels = replace(labels, mean=float(values.mean()), scale=float(values.std()) or 1.0)
     return LabeledTexts(splits, labels, unlabeled, {name: own_splits[name] for name in own_splits if name in raw})
 
@@ -120,7 +121,7 @@ def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, sp
     Args:
         source (`str`): A .csv, .tsv, .json, .jsonl or .parquet file, or a data set: a name on the Hub or a folder.
         labels ([`Labels`]): What the model's labels are.
-        arguments ([`DataArguments`]): The columns' names.
+        arguments ([`DataArguments`]): The columns' names and a data set's configuration.
         split (`str`, *optional*): Split of a data set. None: `"test"`.
 
     Returns:
@@ -130,15 +131,14 @@ def load_labeled_split(source: str, labels: Labels, arguments: DataArguments, sp
         InputError: as [`load_labeled_texts`].
     """
     if Path(source).is_file():
-        if split is not None:
-            raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
+        _refuse_for_file(source, split, arguments.dataset_config_name)
         dataset, name = read_file(source, "input", FILE_FORMATS, _columns(arguments)), "input"
     else:
         if Path(source).suffix.lower() in TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
         name = split or "test"
         with _reading(f"the split {name!r} of the data set {source!r}"):
-            dataset = read_dataset(source, None, _columns(arguments), name)
+            dataset = read_dataset(source, arguments.dataset_config_name, _columns(arguments), name)
     return encode_labels(_check_columns(dataset, name, arguments, ("text", "label")), name, labels)
 
 
@@ -214,7 +214,20 @@ def _read_dataset(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[st
     return raw, own_splits
 
 
-def stream_texts(source: str, text_column_name: str = "text", split: str | None = None) -> Iterator[str]:
+def _refuse_for_file(source: str, split: str | None, config_name: str | None):
+    if split is not None:
+        raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
+    if config_name is not None:
+        raise InputError(f"dataset_config_name {config_name!r}: {source!r} is a file, which has no configurations.")
+
+
+def stream_texts(
+    source: str,
+    text_column_name: str = "text",
+    split: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+) -> Iterator[str]:
     """
     The texts of a file or data set of any size, read as they are asked for. What is missing (null) has no words.
 
@@ -223,19 +236,20 @@ def stream_texts(source: str, text_column_name: str = "text", split: str | None 
             the Hub or a local folder.
         text_column_name (`str`, *optional*, defaults to `"text"`): Column that holds the text.
         split (`str`, *optional*): Split of a data set. None: `"test"`.
+        config_name, revision (`str`, *optional*): Configuration and, on the Hub, commit of a data set.
 
     Raises:
         InputError: where the source or column is missing; while reading, where a row holds no text or is not readable.
     """
     if Path(source).is_file():
-        if split is not None:
-            raise InputError(f"split {split!r}: {source!r} is a file, which has no splits.")
+        _refuse_for_file(source, split, config_name)
         dataset = read_file(source, "input", TEXT_FORMATS, (text_column_name,), streaming=True)
     else:
         if Path(source).suffix.lower() in TEXT_FORMATS:
             raise InputError(f"input {source!r}: there is no such file.")
         with _reading(f"the split {split or 'test'!r} of the data set {source!r}"):
-            dataset = read_dataset(source, None, (text_column_name,), split or "test", streaming=True)
+            columns = (text_column_name,)
+            dataset = read_dataset(source, config_name, columns, split or "test", streaming=True, revision=revision)
     texts = _stream_column(dataset, text_column_name, source)
     first = list(islice(texts, 1))  # so that what is wrong from the start is said at once
     if not first:
@@ -297,7 +311,11 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, colum
     table = dataset.with_format("arrow")[:]
     for name in wanted:
         rows = np.flatnonzero(table[name].is_null().to_numpy())
-        if len(rows):
+        if name == "text" and 0 < len(rows) < len(dataset):  # how a .csv file says that a text has no words
+            logger.warning(f"The {split} data has {len(rows):,} of {len(dataset):,} texts without words.")
+            texts = table[name].fill_null("").combine_chunks()
+            dataset = dataset.remove_columns(name).add_column(name, texts, feature=dataset.features[name])
+        elif len(rows):
             raise InputError(
                 f"the {split} data has no value in column {wanted[name]!r} of row {rows[0] + 1}"
                 + (f" and {len(rows) - 1} more." if len(rows) > 1 else ".")
@@ -361,7 +379,9 @@ def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | N
             raw[name] = _shorten(raw[name], flag, arguments)
     if labels is not None and labels.problem_type != "regression":
         _check_classes(raw["train"], labels)
-    return DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
+    splits = DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
+    _warn_of_copies(splits)
+    return splits
 
 
 def _shorten(dataset: Dataset, flag: str, arguments: DataArguments) -> Dataset:
@@ -375,10 +395,23 @@ def _shorten(dataset: Dataset, flag: str, arguments: DataArguments) -> Dataset:
     return dataset.select(np.sort(order))
 
 
+def _warn_of_copies(splits: DatasetDict):
+    """Says which splits to measure with hold texts to learn from: on these a model is better than on others."""
+    learned = {hash(text) for batch in splits["train"].select_columns("text").iter(1000) for text in batch["text"]}
+    for name in splits.keys() - {"train"}:
+        texts = chain.from_iterable(batch["text"] for batch in splits[name].select_columns("text").iter(1000))
+        copies = sum(hash(text) in learned for text in texts)
+        if copies > _MOST_COPIES * len(splits[name]):
+            logger.warning(
+                f"{copies:,} of the {len(splits[name]):,} {name} texts stand in the training data too: what is "
+                "measured on them is too good."
+            )
+
+
 def _check_classes(train: Dataset, labels: Labels):
     """Says which classes have no text once others are held out; raises `InputError` where one class has them all."""
     are_several = labels.problem_type == "multi_label_classification"
-    held = np.array(train["label"][:])
+    held = label_array(train)
     counts = held.sum(axis=0) if are_several else np.bincount(held, minlength=len(labels.names))
     used = [name for name, number in zip(labels.names, counts) if number]
     if len(used) == 1 and not are_several:
@@ -405,7 +438,7 @@ def _hold_out(
     stratify = None
     if labels is not None and labels.problem_type == "single_label_classification":
         # The first row's: neighbours of one kind have one label, or it is chance.
-        first = np.array(train["label"][:])[blocks * block_size]
+        first = label_array(train)[blocks * block_size]
         is_shared = np.bincount(first, minlength=len(labels.names))[first] > 1
         if wanted < is_shared.sum():
             blocks, first = blocks[is_shared], first[is_shared]

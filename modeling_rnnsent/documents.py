@@ -15,6 +15,7 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,12 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .encoding import WordEncoder
 from .errors import InputError
 from .metrics import mean_loss
 from .objectives import soft_cross_entropy
 from .vectors import MOST_WORDS, import_gensim, in_pieces
+
+logger = logging.get_logger(__name__)
 
 DOCUMENTS = "doc2vec"
 ORDER = 3
@@ -119,16 +123,31 @@ def _vectors(texts: list[str], inside: np.ndarray, tokenizer: PreTrainedTokenize
         digest.update(len(row).to_bytes(8) + row.tobytes())
     place = Path(datasets.config.HF_DATASETS_CACHE, "doc2vec", f"{digest.hexdigest()}.npy")
     if datasets.is_caching_enabled() and place.exists():
-        print(f"document vectors trained before: {place}", flush=True)
-        return np.load(place)
+        try:
+            vectors = np.load(place)
+            print(f"document vectors trained before: {place}", flush=True)
+            return vectors
+        except (ValueError, EOFError):
+            logger.warning(f"{place} is not readable: document vectors are trained again.")
     print(f"training document vectors of {len(rows):,} texts", flush=True)
     vectors = _train(gensim.doc2vec, _ngrams(rows, inside), seed)
     if datasets.is_caching_enabled():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = place.with_name(f"{place.stem}.{os.getpid()}.npy")
-        np.save(unfinished, vectors)
-        os.replace(unfinished, place)  # whole or absent
+        _keep(vectors, place)
     return vectors
+
+
+def _keep(vectors: np.ndarray, place: Path):
+    """Whole or not at all; where they cannot be kept, the run goes on all the same."""
+    unfinished = place.with_name(f"{place.stem}.{os.getpid()}.npy")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.save(unfinished, vectors)
+        os.replace(unfinished, place)
+    except OSError as error:
+        logger.warning(f"The document vectors cannot be kept as {place}: {error}")
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _train(doc2vec, texts: list[list[str]], seed: int) -> np.ndarray:

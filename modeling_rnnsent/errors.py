@@ -42,6 +42,12 @@ def one_line_errors():
     except BrokenPipeError:  # whoever read the output has had enough, `head` for example
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush is to find no fault
         sys.exit(128 + 13)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+            raise
+        what = str(error).split(". ")[0]
+        _print_error(f"the memory is not enough{': ' if what else ''}{what}")
+        sys.exit(1)
     except (InputError, OSError, SafetensorError, StrictDataclassError) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         _print_error(" ".join(str(cause).split()))

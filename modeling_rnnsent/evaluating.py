@@ -8,7 +8,7 @@ from .arguments import DataArguments
 from .bulk import BulkClassifier
 from .data import load_labeled_split
 from .errors import InputError
-from .labels import Labels
+from .labels import Labels, label_array
 from .metrics import measure_for
 from .scoring import load_scorer
 
@@ -21,6 +21,7 @@ def evaluate_models(
     split: str | None = None,
     text_column_name: str = "text",
     label_column_name: str = "label",
+    dataset_config_name: str | None = None,
     bf16: bool = False,
 ) -> dict[str, dict[str, float]]:
     """
@@ -31,6 +32,7 @@ def evaluate_models(
         source (`str`): A .csv, .tsv, .json, .jsonl or .parquet file, or a data set: a name on the Hub or a folder.
         split (`str`, *optional*): Split of a data set. None: `"test"`.
         text_column_name, label_column_name (`str`, *optional*): Columns.
+        dataset_config_name (`str`, *optional*): Configuration of a data set.
         bf16 (`bool`, *optional*, defaults to `False`): Whether models compute in bfloat16: see [`load_scorer`].
 
     Returns:
@@ -40,7 +42,11 @@ def evaluate_models(
         InputError: where a model or the data cannot be used, or the models' labels differ.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    arguments = DataArguments(text_column_name=text_column_name, label_column_name=label_column_name)
+    arguments = DataArguments(
+        text_column_name=text_column_name,
+        label_column_name=label_column_name,
+        dataset_config_name=dataset_config_name,
+    )
     labels, texts, answers = None, None, []
     for name in names:
         scorer = load_scorer(name, device, bf16)
@@ -54,7 +60,7 @@ def evaluate_models(
             )
         rows = tqdm(BulkClassifier(scorer)(texts["text"]), desc=name, total=len(texts), disable=None, leave=False)
         answers.append(np.array(list(rows)))
-    measure, references = measure_for(labels), np.array(texts["label"][:])
+    measure, references = measure_for(labels), label_array(texts)
     results = {name: measure(answer, references) for name, answer in zip(names, answers)}
     if len(names) > 1:
         results[ENSEMBLE] = measure(np.mean(answers, axis=0), references)

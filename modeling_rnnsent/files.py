@@ -64,7 +64,7 @@ def read_file(
         raise InputError(f"{flag} {path!r} is empty.")
     separator, options = "\t" if suffix == ".tsv" else ",", {}
     if formats[suffix] == "csv":
-        options = _csv_options(path, f"{flag} {path!r}", separator, streaming)
+        options = _csv_options(path, f"{flag} {path!r}", separator, streaming, columns)
     elif formats[suffix] == "json" and not streaming and (line := first_undecodable_line(path)):
         raise InputError(f"{flag} {path!r}, line {line} is not UTF-8: save the file in that encoding.")
     dataset = _load(formats[suffix], [str(path)], f"{flag} {path!r}", streaming, options, columns)
@@ -80,6 +80,7 @@ def read_dataset(
     columns: tuple[str, ...] = ("text",),
     split: str | None = None,
     streaming: bool = False,
+    revision: str | None = None,
 ) -> DatasetDict | Dataset | IterableDataset:
     """
     What a data set holds: `datasets.load_dataset`, but that a local folder's .csv and .tsv files are read as
@@ -90,6 +91,7 @@ def read_dataset(
         config_name (`str`, *optional*): Its configuration.
         columns, streaming: As of [`read_file`].
         split (`str`, *optional*): The split wanted. None: all of them.
+        revision (`str`, *optional*): On the Hub, the commit wanted. None: the newest.
 
     Raises:
         InputError: where a .csv or .tsv file is broken; whatever `load_dataset` raises for anything else.
@@ -100,12 +102,14 @@ def read_dataset(
     if not (isinstance(builder, Csv) and is_plain) or builder.info.features or builder.config.features:
         if streaming and isinstance(builder, Parquet) and split in files:
             return _load("parquet", files[split], f"the {split} data of {name!r}", streaming, {}, columns)
-        return load_dataset(name, config_name, split=split, streaming=streaming)
+        return load_dataset(name, config_name, split=split, streaming=streaming, revision=revision)
     if split not in (None, *files):
         raise InputError(f"the data set {name!r} has no split {split!r}, only {sorted(files)}.")
     found = {}
     for key in files if split is None else [split]:
-        options = _csv_options(files[key][0], f"the file {files[key][0]!r}", builder.config.sep or ",", streaming)
+        options = _csv_options(
+            files[key][0], f"the file {files[key][0]!r}", builder.config.sep or ",", streaming, columns
+        )
         found[key] = _load("csv", files[key], f"the {key} data of {name!r}", streaming, options)
         if not streaming:
             found[key] = _with_types(found[key], columns, f"the {key} data")
@@ -226,7 +230,8 @@ def _stream_parquet(paths: list[str], columns: tuple[str, ...]) -> IterableDatas
     return IterableDataset.from_generator(rows)
 
 
-def _csv_options(path: str, source: str, separator: str, streaming: bool) -> dict[str, Any]:
+def _csv_options(path: str, source: str, separator: str, streaming: bool, columns: tuple[str, ...]) -> dict[str, Any]:
+    separator = _find_separator(path, separator, columns)
     # A class may be called None and a text be "null": only an empty field is a missing value, or a text without words.
     options = {"sep": separator, "keep_default_na": False, "na_values": [] if streaming else [""]}
     options["chunksize"] = 1000  # rows at once, which may be long: `datasets` would take 10,000
@@ -238,6 +243,16 @@ def _csv_options(path: str, source: str, separator: str, streaming: bool) -> dic
     if streaming and len(names) == 1:
         options["skip_blank_lines"] = False  # such a row, too, is to be answered
     return options
+
+
+def _find_separator(path: str, usual: str, columns: tuple[str, ...]) -> str:
+    """What separates the columns wanted in a file's first line: the usual, or what spreadsheets write elsewhere."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline()
+    for separator in (usual, ",", ";", "\t"):
+        if set(columns) <= {name.strip('"') for name in line.rstrip("\r\n").split(separator)}:
+            return separator
+    return usual
 
 
 def _is_quoted(path: str) -> bool:
@@ -279,10 +294,11 @@ def _read_header(path: str, source: str, separator: str, quoting: int) -> list[s
             f"{source}, row 1 has {len(first)} fields for {len(names)} columns: is there a text with "
             f"{separator!r} in it that is not in quotes?"
         )
+    names = [name or f"Unnamed: {index}" for index, name in enumerate(names)]  # as pandas calls them
     twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if twice is not None:
         raise InputError(f"{source} has more than one column {twice!r}.")
-    return [name or f"Unnamed: {index}" for index, name in enumerate(names)]  # as pandas calls them
+    return names
 
 
 def _check_texts(dataset: Dataset, column: str, source: str):

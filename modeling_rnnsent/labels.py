@@ -1,18 +1,25 @@
 """What labels are: told by a data set's column, checked, and as numbers."""
 
+import difflib
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from .errors import InputError
 from .files import is_number
 
-_FEW = 20  # texts of which each may well have a class of its own
+logger = logging.get_logger(__name__)
+
+_FEW = 20  # texts of which each may well have a class of its own, and whole numbers that may well be classes
+_MANY = 100  # whole numbers that may well be values
 
 
 @dataclass
@@ -73,6 +80,8 @@ def find_labels(train: Dataset, problem_type: str | None) -> Labels:
             problem_type = "regression"
         else:
             problem_type = "single_label_classification"
+    if not is_said and inner is None and not isinstance(kind, ClassLabel):
+        _warn_of_numbers(train["label"][:], problem_type)
     if problem_type == "regression":
         return Labels(problem_type)
     if (problem_type == "multi_label_classification") != (inner is not None):
@@ -86,7 +95,8 @@ def find_labels(train: Dataset, problem_type: str | None) -> Labels:
     else:
         values = sorted(set(_flat(train["label"][:], inner)))
         if not is_said and inner is None:
-            _check_names(values, train["label"][:])
+            _check_numbers(values, train["label"][:])
+        _check_names(values)
         names = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
         used = set(names)
     if problem_type == "single_label_classification" and len(used) < 2:
@@ -126,7 +136,40 @@ def check_lists(column: Any, split: str):
         )
 
 
-def _check_names(values: list, column: Any):
+def _warn_of_numbers(column: list, problem_type: str):
+    """Says how numbers are read that may well be meant otherwise."""
+    values = set(column)
+    if problem_type == "regression" and len(values) <= _FEW and all(float(value).is_integer() for value in values):
+        logger.warning(
+            f"The labels are {len(values)} whole numbers written as fractions, {min(values)} to {max(values)}, and are "
+            "learned as values: if they are classes, say problem_type single_label_classification."
+        )
+    if problem_type != "regression" and len(values) > _MANY and all(type(value) is int for value in values):
+        logger.warning(
+            f"The labels are {len(values)} different whole numbers, {min(values)} to {max(values)}, and are learned as "
+            "classes: if they are values, say problem_type regression."
+        )
+
+
+def _check_names(values: list):
+    """Raises `InputError` for a name that is blank or a list in writing; says which names differ in case or blanks."""
+    alike = defaultdict(list)
+    names = [value for value in values if isinstance(value, str)]
+    for name in names:
+        if not name.strip():
+            raise InputError(f"the training data has a label that is no name: {name!r}.")
+        alike[name.strip().casefold()].append(name)
+    if names and all(name.startswith("[") and name.endswith("]") for name in names):
+        raise InputError(
+            f"the training data's labels are lists written as strings, {names[0]!r:.100} for one: .csv and .tsv files "
+            "hold no lists, .jsonl and .parquet files do."
+        )
+    for same in alike.values():
+        if len(same) > 1:
+            logger.warning(f"The labels {', '.join(map(repr, same))} are taken for different classes.")
+
+
+def _check_numbers(values: list, column: Any):
     """Raises `InputError` where some names are numbers and others are not: one of them is probably a mistake."""
     are_numbers = {value: is_number(value) for value in values if isinstance(value, str)}
     if len(set(are_numbers.values())) == 2:
@@ -174,7 +217,7 @@ def encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
         if name not in ids:
             raise InputError(
                 f"the {split} data's row {row + 1} has the label {name!r}, which is not among the training data's: "
-                f"{labels.names}."
+                f"{_shown(labels.names, str(name))}."
             )
         return ids[name]
 
@@ -188,6 +231,21 @@ def encode_labels(dataset: Dataset, split: str, labels: Labels) -> Dataset:
     for row, values in enumerate(column):
         rows[row, [encode(value, row) for value in values]] = 1
     return _with_labels(dataset, list(rows), datasets.List(datasets.Value("float32")))
+
+
+def _shown(names: list[str], wanted: str) -> str:
+    """The names, of many those most like the one wanted and the first."""
+    if len(names) <= _FEW:
+        return str(names)
+    some = dict.fromkeys([*difflib.get_close_matches(wanted, names), *names[:10]])
+    return f"{', '.join(map(repr, some))} and {len(names) - len(some)} more"
+
+
+def label_array(dataset: Dataset) -> np.ndarray:
+    """Encoded labels: `(texts,)`, of several labels a text `(texts, labels)`. Not by way of Python's numbers."""
+    column = dataset.with_format("arrow")[:]["label"].combine_chunks()
+    is_list = isinstance(column, pyarrow.ListArray)
+    return np.array(column.flatten()).reshape(len(column), -1) if is_list else np.array(column)
 
 
 def _with_labels(dataset: Dataset, labels: list, feature: Any) -> Dataset:

@@ -179,7 +179,8 @@ def process_group() -> Iterator[None]:
 def main_process_first() -> Iterator[None]:
     """
     A part of the work that each machine's main process does before its others, which find it done (in a cache) then and
-    wait as long as it takes: `TrainingArguments.main_process_first` waits for half an hour on a CPU.
+    wait as long as it takes: `TrainingArguments.main_process_first` waits for half an hour on a CPU. An error that the
+    input explains is raised in every process: a machine whose file is missing would have the others wait for it.
     """
     if not distributed.is_available() or not distributed.is_initialized():
         yield
@@ -188,12 +189,19 @@ def main_process_first() -> Iterator[None]:
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not is_first:
         distributed.barrier(group)
+    error = None
     try:
         yield
+    except (InputError, OSError) as found:
+        error = found
     finally:
         if is_first:
             distributed.barrier(group)
-        distributed.destroy_process_group(group)
+    messages = [None] * distributed.get_world_size()
+    distributed.all_gather_object(messages, error and str(error), group)
+    distributed.destroy_process_group(group)
+    if any(messages):
+        raise error or InputError(next(filter(None, messages)))
 
 
 def from_main_process(compute: Callable[[], T]) -> T:

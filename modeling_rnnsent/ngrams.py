@@ -229,11 +229,15 @@ class _RatioRegression(_Regression):
     def train_round(self):
         """An epoch."""
         order = self.generator.permutation(len(self.rows))
-        batches = _batches(self.rows, order, self.order, len(self.ratios), BATCH_SIZE, self.presence)
-        for start, (buckets, text, counts) in zip(range(0, len(order), BATCH_SIZE), batches):
-            scores = F.embedding(buckets, self.weights, sparse=True) * self.ratios[buckets]
-            targets = self.targets[order[start : start + BATCH_SIZE]]
-            _loss(_logits(scores, self.bias, text, counts), targets, self.problem_type).backward()
+        size = min(BATCH_SIZE, _most_texts(self.rows, self.order, self.ratios.shape[1]))
+        for start in range(0, len(order), BATCH_SIZE):
+            batch = order[start : start + BATCH_SIZE]
+            parts = _batches(self.rows, batch, self.order, len(self.ratios), size, self.presence)
+            for first, (buckets, text, counts) in zip(range(0, len(batch), size), parts):
+                scores = F.embedding(buckets, self.weights, sparse=True) * self.ratios[buckets]
+                targets = self.targets[batch[first : first + size]]
+                loss = _loss(_logits(scores, self.bias, text, counts), targets, self.problem_type)
+                (loss * (len(targets) / len(batch))).backward()
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()

@@ -22,6 +22,8 @@ from transformers.utils import is_tracing
 _PRIME = 2**31 - 1
 _BASE = 1_103_515_245
 _SPREAD = 1_664_525_001
+# Of n-grams times labels that are looked up at once, outside of an export.
+_MOST_SCORES = 1 << 25
 
 
 def find_ngrams(input_ids: Tensor, lengths: Tensor | None, order: int, num_buckets: int) -> tuple[Tensor, Tensor]:
@@ -134,8 +136,12 @@ class RNNSentNgrams(nn.Module):
             counts = (rows.diff(dim=1, prepend=rows.new_full((rows.shape[0], 1), -1)) > 0) & (rows < _PRIME)
             if past is not None:
                 counts, bits = self._mark(rows, counts, bits)
-        scores = F.embedding(rows.masked_fill(~counts, 0), self.scores).float() * counts.unsqueeze(-1)
-        total = total + scores.sum(dim=1)
+        most = rows.shape[1]
+        if not (is_tracing(input_ids) or torch.compiler.is_compiling()):
+            most = max(1, min(most, _MOST_SCORES // (rows.shape[0] * self.scores.shape[1])))
+        for part, is_counted in zip(rows.split(most, dim=1), counts.split(most, dim=1)):
+            scores = F.embedding(part.masked_fill(~is_counted, 0), self.scores).float() * is_counted.unsqueeze(-1)
+            total = total + scores.sum(dim=1)
         count = count + counts.sum(dim=1, keepdim=True)
         logits = self.bias.float() + total / count.clamp(min=1).sqrt()
         if self.is_binary:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from .bulk import WINDOW_CHARACTERS, WINDOW_SIZE, BulkClassifier, in_windows
@@ -36,6 +37,7 @@ def predict_to_file(
     input: str,
     output: str,
     text_column_name: str = "text",
+    dataset_config_name: str | None = None,
     split: str | None = None,
     overwrite: bool = False,
     num_threads: int | None = None,
@@ -54,6 +56,7 @@ def predict_to_file(
         output (`str`): File to write, .jsonl or .csv: label and score of every text (multi-label: every label's score;
             regression: the value).
         text_column_name (`str`, *optional*, defaults to `"text"`): Column that holds the text.
+        dataset_config_name (`str`, *optional*): Configuration of a data set.
         split (`str`, *optional*): Split of a data set. None: `"test"`.
         overwrite (`bool`, *optional*, defaults to `False`): Replace `output`, and whatever was left beside it by a run
             that was stopped and had another input or model.
@@ -78,13 +81,13 @@ def predict_to_file(
         raise InputError(f"--output {output!r}: there is no directory {str(path.parent)!r}.")
     if path.exists() and Path(input).exists() and path.samefile(input):
         raise InputError(f"--output {output!r} is the input, whose texts would be lost: name another.")
-    texts = stream_texts(input, text_column_name, split)
+    commit = _find_commit(input)
+    texts = stream_texts(input, text_column_name, split, dataset_config_name, commit)
     scorer = load_scorer(model, state.device, bf16)
     cores = num_threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     part = _Part(path, state.process_index, state.num_processes)
     settings = _describe(model, input, path, split, text_column_name)
-    settings["bf16"] = bf16
-    settings["commit"] = scorer.commit
+    settings |= {"dataset_config_name": dataset_config_name, "bf16": bf16, "commits": [scorer.commit, commit]}
     lock = path.with_name(f"{path.name}.lock-{state.process_index}")
     with exclusive(lock, f"another run is writing --output {output!r}: wait for its end."):
         with state.main_process_first():
@@ -99,6 +102,16 @@ def predict_to_file(
             number = _merge(path, state.num_processes, scorer.config)
         state.wait_for_everyone()
     return number
+
+
+def _find_commit(source: str) -> str | None:
+    """Of a data set on the Hub: one that changes while it is classified would be out of step with its answers."""
+    if Path(source).exists():
+        return None
+    try:
+        return HfApi().dataset_info(source).sha
+    except (OSError, ValueError):  # there is none, or no network: whoever reads it says so, or has it in the cache
+        return None
 
 
 def _run(classify: BulkClassifier, texts: Iterable[str], part: "_Part", state: PartialState):

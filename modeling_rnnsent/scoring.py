@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import resolve_revision
 
 from .configuration_rnnsent import RNNSentConfig
@@ -89,7 +89,7 @@ class OnnxScorer:
         except ModuleNotFoundError:
             raise InputError(f"{folder!r} holds an ONNX model, which needs: pip install onnxruntime") from None
         with loading("model", folder):
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.config = RNNSentConfig.from_pretrained(folder)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = num_threads
@@ -128,9 +128,11 @@ def load_scorer(name: str, device: torch.device | str = "cpu", bf16: bool = Fals
         return OnnxScorer(name)
     with loading("model", name):
         revision = resolve_revision(name)  # once: all files of one commit
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if not isinstance(config, RNNSentConfig):
-            raise InputError(f"{name!r} holds a model of type {config.model_type!r}, not 'rnnsent'.")
+        # Not by `AutoConfig`, which would ask on standard input whether to run another model's code.
+        kind = RNNSentConfig.get_config_dict(name, revision=revision)[0].get("model_type")
+        if kind != RNNSentConfig.model_type:
+            raise InputError(f"{name!r} holds a model of type {kind!r}, not {RNNSentConfig.model_type!r}.")
+        config = RNNSentConfig.from_pretrained(name, revision=revision)
         if CLASSIFIER not in (config.architectures or [CLASSIFIER]):
             raise InputError(
                 f"{name!r} holds {config.architectures[0]}, which is no classifier ({CLASSIFIER}): train one that "
@@ -138,9 +140,13 @@ def load_scorer(name: str, device: torch.device | str = "cpu", bf16: bool = Fals
             )
         if config.problem_type == "regression" and config.num_labels != 1:
             raise InputError(f"{name!r} has {config.num_labels} values a text; one can be read.")
-        model = RNNSentForSequenceClassification.from_pretrained(name, revision=revision).to(device)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        return TorchScorer(model, tokenizer, bf16, getattr(revision, "resolved", None))
+        model, info = RNNSentForSequenceClassification.from_pretrained(
+            name, revision=revision, output_loading_info=True
+        )
+        if lacking := sorted(info["missing_keys"]):
+            raise InputError(f"{name!r} is not whole: its weights lack {', '.join(lacking)}.")
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return TorchScorer(model.to(device), tokenizer, bf16, getattr(revision, "resolved", None))
 
 
 def rounded(answers: np.ndarray) -> list:

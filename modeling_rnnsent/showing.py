@@ -1,6 +1,8 @@
 """Measures, and explanations of an answer, as people and programs read them: figures, coloured text, columns, JSON."""
 
 import json
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +11,22 @@ if TYPE_CHECKING:
 _RESET = "\033[0m"
 # The page's colours, which people who do not tell red from green can tell apart.
 _FOR, _AGAINST = (239, 68, 68), (167, 139, 250)
+
+
+def prepare_output(line_buffering: bool = False):
+    """
+    Lets standard output take every text: a file or pipe as UTF-8, as texts are read, a terminal with escapes for what
+    it has no sign for. Where it or standard error is closed, what is written there goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (until the program ends)
+    if not hasattr(sys.stdout, "reconfigure"):  # a notebook's, which needs nothing of it
+        return
+    if sys.stdout.isatty():
+        sys.stdout.reconfigure(errors="backslashreplace")
+    else:
+        sys.stdout.reconfigure(encoding="utf-8", line_buffering=line_buffering)
 
 
 def figures(value: float) -> str:

@@ -11,7 +11,7 @@ from .configuration_rnnsent import RNNSentConfig
 from .data import LabeledTexts
 from .encoding import WordEncoder
 from .errors import InputError, loading
-from .labels import Labels
+from .labels import Labels, label_array
 from .launching import from_main_process
 from .modeling_rnnsent import RNNSentForCausalLM, RNNSentForSequenceClassification, RNNSentPreTrainedModel
 from .ngrams import choose_buckets, fit_ngrams
@@ -87,7 +87,7 @@ def start_with_ngrams(
 
     def fit_and_tell():
         print(f"fitting {given['ngram_buckets']:,} rows of n-grams to {given['ngram_order']} words", flush=True)
-        labels = {split: np.array(parts[split]["label"][:]) for split in (*learned, "validation")}
+        labels = {split: label_array(parts[split]) for split in (*learned, "validation")}
         losses = fit_ngrams(
             model,
             read("train"),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .bulk import BulkClassifier
 from .documents import DOCUMENTS, answer_by_documents
 from .errors import InputError
-from .labels import Labels
+from .labels import Labels, label_array
 from .launching import from_main_process
 from .metrics import mean_loss
 from .scoring import load_scorer, probabilities
@@ -60,7 +60,7 @@ def ask_teachers(
                 answers.append(_ask_documents(splits, unlabeled, labels, tokenizer, seed))
             else:
                 answers.append(_ask_model(name, splits["validation"], unlabeled, labels, device, bf16))
-        logits = _weigh(names, answers, np.array(splits["validation"]["label"][:]), labels.problem_type)
+        logits = _weigh(names, answers, label_array(splits["validation"]), labels.problem_type)
         return probabilities(logits, labels.problem_type).reshape(len(unlabeled), -1).astype(np.float32)
 
     feature = datasets.List(datasets.Value("float32"))
@@ -100,9 +100,9 @@ def _ask_documents(
     train, validation = splits["train"], splits["validation"]
     return answer_by_documents(
         train["text"],
-        np.array(train["label"][:]),
+        label_array(train),
         validation["text"],
-        np.array(validation["label"][:]),
+        label_array(validation),
         unlabeled["text"],
         labels.problem_type,
         len(labels.config["id2label"]),

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -288,8 +288,13 @@ class RNNSentTrainer(Trainer):
         return self._is_stopping
 
     def _load_best_model(self):
+        """By the main process, for all: another machine need not have its directory."""
         self._settle()  # first: what rows have still to go must not be added to the weights that are loaded
-        super()._load_best_model()
+        if self.is_world_process_zero():
+            super()._load_best_model()
+        if self.args.world_size > 1:
+            for values in self.model.state_dict().values():
+                distributed.broadcast(values, src=0)
 
     def _settle(self):
         if self._lazy_embedding is not None:
@@ -471,20 +476,34 @@ class RNNSentTrainer(Trainer):
         is_saved = getattr(self._last_checkpoint, "name", "") == f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if is_saved and self.agree_to_stop():
             self._stop()
+        # `Trainer` would remove all but the best one: a run stopped while it is tested is to go on from the last.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(trial, *args)
+        finally:
+            self.args.save_total_limit = limit
+
+    def remove_spare_checkpoints(self):
+        """What `Trainer` does at a training's end, where one checkpoint is kept: all but the best one go."""
         if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint is not None:
-            # What `Trainer` is about to do, but whole or absent.
-            for checkpoint in list_checkpoints(Path(self._get_output_dir(trial))):
+            for checkpoint in list_checkpoints(Path(self.args.output_dir)):
                 if checkpoint.name != Path(self.state.best_model_checkpoint).name:
                     remove_checkpoint(checkpoint)
-        return super()._finalize_training(trial, *args)
 
     def save_final_model(self):
-        """Writes model, tokenizer and trainer state into `output_dir`, without the pickled arguments."""
-        with self._saving(Path(self.args.output_dir)):
-            self.save_model(_internal_call=True)
+        """
+        Writes model, tokenizer and trainer state into `output_dir`, without the pickled arguments: beside it first, so
+        that no configuration ever stands with another model's weights.
+        """
+        folder = Path(self.args.output_dir)
+        unfinished = folder / UNFINISHED / "model"
+        with self._saving(folder):
+            self.save_model(str(unfinished), _internal_call=True)
             self.save_state()
-        if self.args.should_save:
-            (Path(self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            if self.args.should_save:
+                (unfinished / "training_args.bin").unlink(missing_ok=True)
+                for path in unfinished.iterdir():
+                    os.replace(path, folder / path.name)
 
     @contextmanager
     def _saving(self, folder: Path):

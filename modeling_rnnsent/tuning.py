@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .arguments import FOUND_OUT, RUN_ONLY, Run, names_of, parse_run
 from .checking import check_settings_of, check_smoothing, check_step, choose_metric
-from .checkpoints import DATA, RECIPE, locked
+from .checkpoints import DATA, RECIPE, locked, refuse_strange_files
 from .configuration_rnnsent import RNNSentConfig
 from .data import digest_of, load_labeled_texts, tokenize
 from .errors import Diverged, InputError, Interrupted
@@ -94,6 +94,8 @@ def tune_recipe(
             "term for texts without labels."
         )
     check_settings_of(run)
+    if not (folder / "study.db").is_file():
+        refuse_strange_files(folder, f"--output {output!r} holds other files than a search's", "--output")
     use_threads(run.training)
     settings = run.settings(None)  # before the search changes what it needs to
     logging.set_verbosity_error()

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import pytest
 from conftest import RNNSENT, SMALL, TIMEOUT, run, train
 from markdown_it import MarkdownIt
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_models import make
 from transformers import pipeline
 
@@ -63,6 +65,37 @@ def test_what_is_no_classifier_is_named(tmp_path):
     for command in ("predict", "explain"):
         result = run(RNNSENT, command, tmp_path, "good", check=False)
         assert result.returncode == 1 and "holds RNNSentForCausalLM, which is no classifier" in result.stderr
+
+
+def test_code_of_another_model_is_not_run(tmp_path):
+    """Nor is it asked on standard input, where the texts come from, whether it may be."""
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    config = {"model_type": "stranger", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for command in ("predict", "explain"):
+        result = run(RNNSENT, command, tmp_path, check=False, input="y\nyes\n1\n")
+        assert result.returncode == 1 and "holds a model of type 'stranger', not 'rnnsent'" in result.stderr
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_a_model_that_lacks_weights_gives_no_answer(book_run, tmp_path):
+    shutil.copytree(book_run, tmp_path / "model")
+    weights = load_file(book_run / "model.safetensors")
+    del weights["classifier.out_proj.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    result = run(RNNSENT, "predict", tmp_path / "model", "good", check=False)
+    assert result.returncode == 1 and "is not whole: its weights lack classifier.out_proj.weight." in result.stderr
+
+
+def test_closed_streams_and_terminals_of_few_signs(book_run):
+    shell = f"{RNNSENT} predict {book_run} 'a film \U0001f600' >&- && {RNNSENT} predict {book_run} good 2>&-"
+    result = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == 0 and not result.stderr and result.stdout.endswith("\tgood\n")
+    main, terminal = pty.openpty()
+    command = [RNNSENT, "predict", book_run, "a film \U0001f600"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    assert subprocess.run(command, stdout=terminal, env=environment, timeout=TIMEOUT).returncode == 0
+    assert os.read(main, 1000).decode().endswith("a film \\U0001f600\r\n")
 
 
 def test_predict_answers_each_line_as_it_comes(book_run):

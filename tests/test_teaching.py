@@ -88,6 +88,8 @@ def test_document_vectors_are_trained_once(monkeypatch, tmp_path, capsys):
     np.save(kept, np.load(kept)[::-1])  # what is read is what is used
     other, _ = answer()
     assert len(list(tmp_path.glob("doc2vec/*"))) == 2 and not np.array_equal(first, other)
+    kept.write_bytes(b"")  # a power cut
+    assert np.array_equal(answer()[0], first) and np.load(kept).shape
     datasets.disable_caching()
     capsys.readouterr()
     assert np.array_equal(answer()[0], first) and "trained before" not in capsys.readouterr().out

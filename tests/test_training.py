@@ -599,6 +599,9 @@ class TestRecipesAndFlags:
         (tmp_path / "on.yaml").write_text("on: epoch\n")
         with pytest.raises(InputError, match="unknown key True"):
             parse_run([str(tmp_path / "on.yaml")])
+        (tmp_path / "twice.yaml").write_text("seed: 1\nhidden_size: 8\nseed: 2\n")
+        with pytest.raises(InputError, match="twice.yaml is not readable as YAML: seed stands there twice"):
+            parse_run([str(tmp_path / "twice.yaml")])
         (tmp_path / "list.yaml").write_text("- a\n- b\n")
         with pytest.raises(InputError, match="`key: value` lines, got list"):
             parse_run([str(tmp_path / "list.yaml")])

@@ -129,6 +129,14 @@ def test_what_cannot_be_searched_is_said(tmp_path):
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "mine.txt").write_text("mine")
+    result = run(RNNSENT, "tune", "configuration/default.yaml", f"--output={tmp_path}", check=False)
+    assert result.returncode == 1 and "holds other files than a search's, 'trials' for one" in result.stderr
+    assert (tmp_path / "trials" / "mine.txt").read_text() == "mine"
+
+
 def test_metric_that_the_validation_texts_do_not_give_is_one_line(reviews, tmp_path):
     (tmp_path / "one_class.csv").write_text("text,label\na film,1\nanother,1\n")
     command = [RNNSENT, "tune", ROOT / "configuration" / "default.yaml", f"--output={tmp_path / 'tuned'}"]
