@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .modeling_rnnsent import RNNSentForSequenceClassification
-from .ngrams_rnnsent import find_ngrams
+from .ngram_texts import TextNgrams
 
 # A table has at least this many rows for every n-gram, so that few share one, within these limits; four times as many
 # while it is still small.
@@ -59,7 +59,7 @@ def choose_buckets(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
         columns (`int`): Scores of a row: a table of many labels gets fewer rows.
     """
     seen = torch.zeros(1 << 26, dtype=torch.bool)
-    for buckets, _, _ in _batches(rows, np.arange(len(rows)), order, len(seen), 256, presence=True):
+    for buckets, _, _ in TextNgrams(rows, order, len(seen), presence=False, keep=False).batches(256):
         seen[buckets] = True
     wanted = 1 << max(0, ROWS_PER_NGRAM * int(seen.sum()) - 1).bit_length()
     width = 1 << (columns - 1).bit_length()
@@ -120,16 +120,19 @@ def fit_ngrams(
     histories, lowest = {}, float("inf")
     for presence, kinds in trials:
         presence = model.config.ngram_presence if presence is None else presence
-        texts, lowest_of = (rows, targets, ngrams.order, problem_type, presence), dict.fromkeys(kinds, float("inf"))
+        table = (ngrams.order, ngrams.num_buckets, presence)
+        texts, validation_texts = (TextNgrams(part, *table) for part in (rows, validation_rows))
+        given, lowest_of = (texts, targets, problem_type), dict.fromkeys(kinds, float("inf"))
         for order in orders:
-            inside, everywhere = _count(rows, shares, order, ngrams.num_buckets, presence)
+            is_whole = order == ngrams.order
+            inside, everywhere = _count(texts if is_whole else TextNgrams(rows, order, *table[1:], keep=False), shares)
             for kind in list(lowest_of):
                 if kind is None:
-                    regression = _PenalizedRegression(everywhere.squeeze(1) > 0, bias, *texts)
+                    regression = _PenalizedRegression(everywhere.squeeze(1) > 0, bias, *given)
                 else:
-                    regression = _RatioRegression(_log_count_ratios(inside, everywhere, kind), bias, *texts, seed)
+                    regression = _RatioRegression(_log_count_ratios(inside, everywhere, kind), bias, *given, seed)
                 history = histories[presence, order, kind] = []
-                for loss in regression.train(validation_rows, validation_targets):
+                for loss in regression.train(validation_texts, validation_targets):
                     history.append(loss * float(scale) ** 2)  # of values in their own unit
                     if loss < lowest * (1 if model.config.ngram_presence == presence else 1 - LEAST_GAIN):
                         lowest, model.config.ngram_presence = loss, presence
@@ -165,29 +168,26 @@ class _Regression:
     Logistic regression, or least squares, on the n-grams of texts.
 
     Args:
-        rows (`Sequence[np.ndarray]`): Ids of every text.
+        texts ([`TextNgrams`]): N-grams of every text, of all sizes, also where long ones have no score.
         targets (`torch.Tensor`): What is to be learned of each.
-        order (`int`): Longest n-gram of the table, also where longer ones have no score: all are counted.
         problem_type (`str`): As in `config.problem_type`.
-        presence (`bool`): Whether an n-gram counts once a text.
     """
 
     rounds: int
     scores: Tensor  # (num_buckets, columns)
     bias: Tensor  # (columns,)
 
-    def __init__(self, rows: Sequence[np.ndarray], targets: Tensor, order: int, problem_type: str, presence: bool):
-        self.rows, self.targets, self.order, self.problem_type = rows, targets, order, problem_type
-        self.presence = presence
+    def __init__(self, texts: TextNgrams, targets: Tensor, problem_type: str):
+        self.texts, self.targets, self.problem_type = texts, targets, problem_type
 
     def train_round(self):
         raise NotImplementedError
 
-    def train(self, rows: Sequence[np.ndarray], targets: Tensor) -> Iterator[float]:
+    def train(self, texts: TextNgrams, targets: Tensor) -> Iterator[float]:
         """Loss on other texts at the start and after every round, up to the first that is higher."""
         lowest = float("inf")
         for left in range(self.rounds, -1, -1):
-            yield (loss := self.validate(rows, targets))
+            yield (loss := self.validate(texts, targets))
             if loss > lowest:
                 return
             lowest = loss
@@ -195,52 +195,79 @@ class _Regression:
                 self.train_round()
 
     @torch.no_grad()
-    def validate(self, rows: Sequence[np.ndarray], targets: Tensor) -> float:
+    def validate(self, texts: TextNgrams, targets: Tensor) -> float:
         """Mean loss over texts."""
         scores, total, start = self.scores, 0.0, 0
-        size = _most_texts(rows, self.order, scores.shape[1])
-        for buckets, text, counts in _batches(rows, np.arange(len(rows)), self.order, len(scores), size, self.presence):
+        for buckets, text, counts in texts.batches(_most_texts(texts, scores.shape[1])):
             end = start + len(counts)
-            logits = _logits(scores[buckets], self.bias, text, counts)
+            logits = _logits(scores.index_select(0, buckets), self.bias, text, counts)
             total += float(_loss(logits, targets[start:end], self.problem_type)) * len(counts)
             start = end
-        return total / len(rows)
+        return total / len(texts)
 
 
 class _RatioRegression(_Regression):
-    """Scores that are weights times fixed ratios `(num_buckets, columns)`; Adam on the rows of a batch."""
+    """
+    Scores that are weights times fixed ratios `(num_buckets, columns)`; Adam on the rows that a batch has, as
+    `torch.optim.SparseAdam`. That would sort them to add up what a row gets; here a table as large as the ratios does.
+    """
 
-    def __init__(
-        self, ratios: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str, presence: bool, seed: int
-    ):
-        super().__init__(rows, targets, order, problem_type, presence)
-        self.ratios, self.rounds, self.generator = ratios, MOST_EPOCHS, np.random.default_rng(seed)
-        self.weights = torch.full_like(ratios, FIRST_WEIGHT, requires_grad=True)
-        self.bias = bias.clone().requires_grad_()
-        self.optimizers = (
-            torch.optim.SparseAdam([self.weights], lr=LEARNING_RATE),
-            torch.optim.Adam([self.bias], lr=LEARNING_RATE),
-        )
+    def __init__(self, ratios: Tensor, bias: Tensor, texts: TextNgrams, targets: Tensor, problem_type: str, seed: int):
+        super().__init__(texts, targets, problem_type)
+        self.rounds, self.generator = MOST_EPOCHS, np.random.default_rng(seed)
+        # Weights, their gradients' averages, those of the squares, ratios: beside each other they are one look-up.
+        self.table = ratios.new_zeros(len(ratios), 4, ratios.shape[1])
+        self.table[:, 0], self.table[:, 3] = FIRST_WEIGHT, ratios
+        self.gradients = torch.zeros_like(ratios)
+        self.bias, self.steps = bias.clone(), 0
+        self.bias_optimizer = torch.optim.Adam([self.bias], lr=LEARNING_RATE)
 
     @property
     def scores(self) -> Tensor:
-        return self.weights.detach() * self.ratios
+        return self.table[:, 0] * self.table[:, 3]
 
+    @torch.no_grad()
     def train_round(self):
         """An epoch."""
-        order = self.generator.permutation(len(self.rows))
-        size = min(BATCH_SIZE, _most_texts(self.rows, self.order, self.ratios.shape[1]))
+        order = self.generator.permutation(len(self.texts))
+        size = min(BATCH_SIZE, _most_texts(self.texts, 4 * self.gradients.shape[1]))
         for start in range(0, len(order), BATCH_SIZE):
             batch = order[start : start + BATCH_SIZE]
-            parts = _batches(self.rows, batch, self.order, len(self.ratios), size, self.presence)
-            for first, (buckets, text, counts) in zip(range(0, len(batch), size), parts):
-                scores = F.embedding(buckets, self.weights, sparse=True) * self.ratios[buckets]
-                targets = self.targets[batch[first : first + size]]
-                loss = _loss(_logits(scores, self.bias, text, counts), targets, self.problem_type)
-                (loss * (len(targets) / len(batch))).backward()
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            self.bias.grad = torch.zeros_like(self.bias)
+            rows = [
+                self._add_gradients(batch[first : first + size], len(batch)) for first in range(0, len(batch), size)
+            ]
+            self._step(rows)
+
+    def _add_gradients(self, texts: np.ndarray, batch_size: int) -> Tensor:
+        """Of the loss of some of a batch's texts; returns the rows that get one."""
+        rows, text, counts = self.texts(texts)
+        weights, _, _, ratios = self.table.index_select(0, rows).unbind(1)
+        with torch.enable_grad():
+            logits = _logits(weights * ratios, self.bias, text, counts).requires_grad_()
+            loss = _loss(logits, self.targets[torch.from_numpy(texts)], self.problem_type)
+        gradient = torch.autograd.grad(loss, logits)[0] * (len(texts) / batch_size)
+        self.bias.grad += gradient.sum(dim=0)
+        gradient /= counts.clamp(min=1).sqrt().unsqueeze(1)
+        _add_to_rows(self.gradients, rows, gradient.index_select(0, text) * ratios)
+        return rows
+
+    def _step(self, parts: list[Tensor], beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
+        """A row that stands several times gets the same each time."""
+        self.bias_optimizer.step()
+        self.steps += 1
+        rate = LEARNING_RATE * (1 - beta2**self.steps) ** 0.5 / (1 - beta1**self.steps)
+        if len(parts) > 1:  # more than there is room for at once, or one row in two of them
+            rows = torch.cat(parts).unique()
+            parts = rows.split(-(-len(rows) // len(parts)))
+        for rows in parts:
+            held, gradients = self.table.index_select(0, rows), self.gradients.index_select(0, rows)
+            weights, average, square, _ = held.unbind(1)
+            average.lerp_(gradients, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+            weights.addcdiv_(average, square.sqrt().add_(eps), value=-rate)
+            self.table.index_copy_(0, rows.long(), held)
+            self.gradients.index_fill_(0, rows.long(), 0)
 
 
 class _PenalizedRegression(_Regression):
@@ -252,11 +279,11 @@ class _PenalizedRegression(_Regression):
     there, since together they give one number to its logits, at the least penalty: they are one feature.
     """
 
-    def __init__(self, has_score: Tensor, bias: Tensor, rows, targets, order: int, problem_type: str, presence: bool):
-        super().__init__(rows, targets, order, problem_type, presence)
-        self.seen, values = _count_matrix(rows, order, has_score, presence)
+    def __init__(self, has_score: Tensor, bias: Tensor, texts: TextNgrams, targets: Tensor, problem_type: str):
+        super().__init__(texts, targets, problem_type)
+        self.seen, values = _count_matrix(texts, has_score)
         frequencies = np.diff(values.indptr)
-        inverse = (np.log((1 + len(rows)) / (1 + frequencies)) + 1).astype(np.float32)
+        inverse = (np.log((1 + len(texts)) / (1 + frequencies)) + 1).astype(np.float32)
         values = scipy.sparse.diags_array(inverse) @ values
         is_alone = frequencies == 1
         alone = values[is_alone]
@@ -282,7 +309,7 @@ class _PenalizedRegression(_Regression):
         """To the best weights, about, of the next penalty."""
         # Of the sum over texts and labels, of which the loss is the mean.
         labels = len(self.bias) if self.problem_type == "multi_label_classification" else 1
-        penalty = next(self.penalties) / (len(self.rows) * labels)
+        penalty = next(self.penalties) / (len(self.texts) * labels)
         weights, bias = self.weights.detach(), self.bias.detach()
 
         def closure() -> Tensor:
@@ -324,31 +351,6 @@ def choose_weight(
     return min(weights, key=lambda weight: float(_loss(torch.lerp(recurrent, ngrams, weight), targets, problem_type)))
 
 
-def _batches(
-    rows: Sequence[np.ndarray], index: np.ndarray, order: int, num_buckets: int, batch_size: int, presence: bool
-):
-    """
-    The n-grams (with `presence`: the different ones) of the texts `index`: their rows, the place of each one's text in
-    the batch, how many a text has.
-    """
-    apart = np.full(order - 1, -1, dtype=np.int64)  # no n-gram reaches over these
-    for start in range(0, len(index), batch_size):
-        batch = [rows[i] for i in index[start : start + batch_size]]
-        # One after the other and not padded: one long text would set the length of all.
-        ids = torch.from_numpy(np.concatenate([part for row in batch for part in (apart, row)]).astype(np.int64))
-        buckets, is_ngram = (part[0] for part in find_ngrams(ids.unsqueeze(0), None, order, num_buckets))
-        is_ngram &= (ids[order - 1 :] >= 0).unsqueeze(1)
-        lengths = torch.tensor([order - 1 + len(row) for row in batch])
-        text = torch.arange(len(batch)).repeat_interleave(lengths)[order - 1 :, None].expand_as(buckets)[is_ngram]
-        buckets = buckets[is_ngram]
-        if presence:
-            both = np.sort((text * num_buckets + buckets).numpy())  # in less time than torch takes
-            both = torch.from_numpy(both[np.diff(both, prepend=-1) > 0])
-            text = both // num_buckets
-            buckets = both - text * num_buckets
-        yield buckets, text, text.bincount(minlength=len(batch))
-
-
 def _targets(labels: np.ndarray, problem_type: str) -> Tensor:
     targets = torch.from_numpy(np.array(labels))
     if problem_type == "single_label_classification":
@@ -377,48 +379,49 @@ def _shares(targets: Tensor, problem_type: str, columns: int) -> Tensor:
     return ranks[place] / max(1, len(targets) - 1)
 
 
-def _count(
-    rows: Sequence[np.ndarray], shares: Tensor, order: int, num_buckets: int, presence: bool
-) -> tuple[Tensor, Tensor]:
+def _count(texts: TextNgrams, shares: Tensor) -> tuple[Tensor, Tensor]:
     """
     How often every n-gram stands (with `presence`: in how many) texts of each class `(num_buckets, columns)`, and of
     all `(num_buckets, 1)`.
     """
     # float32 counts to 2^24 one by one.
-    dtype = torch.float32 if (len(rows) if presence else sum(map(len, rows))) < 1 << 24 else torch.float64
-    inside = torch.zeros(num_buckets, shares.shape[1], dtype=dtype)
-    everywhere = torch.zeros(num_buckets, 1, dtype=dtype)
-    index, size = np.arange(len(rows)), _most_texts(rows, order, shares.shape[1])
-    for start in range(0, len(rows), size):
-        ((buckets, text, _),) = _batches(rows, index[start : start + size], order, num_buckets, size, presence)
-        inside.index_add_(0, buckets, shares[start : start + size][text].to(dtype))
-        everywhere.index_add_(0, buckets, torch.ones(len(buckets), 1, dtype=dtype))
+    most = len(texts) if texts.presence else sum(map(len, texts.rows))
+    dtype = torch.float32 if most < 1 << 24 else torch.float64
+    inside = torch.zeros(texts.num_buckets, shares.shape[1], dtype=dtype)
+    everywhere = torch.zeros(texts.num_buckets, 1, dtype=dtype)
+    size = _most_texts(texts, shares.shape[1])
+    for start, (buckets, text, _) in zip(range(0, len(texts), size), texts.batches(size)):
+        _add_to_rows(inside, buckets, shares[start : start + size][text].to(dtype))
+        _add_to_rows(everywhere, buckets, torch.ones(len(buckets), 1, dtype=dtype))
     return inside, everywhere
 
 
-def _most_texts(rows: Sequence[np.ndarray], order: int, columns: int) -> int:
+def _add_to_rows(table: Tensor, rows: Tensor, values: Tensor):
+    """As `table.index_add_(0, rows, values)`, of few columns in a tenth of the time."""
+    table.scatter_add_(0, rows.long().unsqueeze(1).expand_as(values), values)
+
+
+def _most_texts(texts: TextNgrams, columns: int) -> int:
     """How many texts to take at once where each n-gram has a number a column: fewer of long ones and many columns."""
-    return max(1, min(256, MOST_SCORES // (max(map(len, rows), default=1) * order * columns + 1)))
+    longest = max(map(len, texts.rows), default=1)
+    return max(1, min(256, MOST_SCORES // (longest * texts.order * columns + 1)))
 
 
-def _count_matrix(
-    rows: Sequence[np.ndarray], order: int, is_counted: Tensor, presence: bool
-) -> tuple[Tensor, scipy.sparse.csr_array]:
+def _count_matrix(texts: TextNgrams, is_counted: Tensor) -> tuple[Tensor, scipy.sparse.csr_array]:
     """
     The rows of the table that `is_counted` `(num_buckets,)` allows and texts have, and how often each text has them
     (once, with `presence`) over the square root of the number of its n-grams: `(rows of the table, texts)`.
     """
-    found, texts, values = [], [], []
-    batches = _batches(rows, np.arange(len(rows)), order, len(is_counted), 256, presence)
-    for start, (buckets, text, counts) in zip(range(0, len(rows), 256), batches):
+    found, places, values = [], [], []
+    for start, (buckets, text, counts) in zip(range(0, len(texts), 256), texts.batches(256)):
         kept = is_counted[buckets]
-        found.append(buckets[kept])
-        texts.append(text[kept] + start)
+        found.append(buckets[kept].long())
+        places.append(text[kept] + start)
         values.append(counts[text[kept]].rsqrt())
-    seen, places = torch.cat(found).unique(return_inverse=True)
+    seen, rows = torch.cat(found).unique(return_inverse=True)
     # What stands several times in a text is added up.
     matrix = scipy.sparse.csr_array(
-        (torch.cat(values).numpy(), (places.numpy(), torch.cat(texts).numpy())), shape=(len(seen), len(rows))
+        (torch.cat(values).numpy(), (rows.numpy(), torch.cat(places).numpy())), shape=(len(seen), len(texts))
     )
     return seen, matrix
 

@@ -334,3 +334,58 @@ def test_weight_is_the_one_with_the_lowest_loss():
         for w in np.arange(21) / 20
     ]
     assert choose_weight(right * 0.1, noisy, labels, "single_label_classification") == np.argmin(losses) / 20
+
+
+@pytest.fixture
+def one_table(monkeypatch):
+    """A function that fits one table, of one smoothing, to three classes of texts, long and short."""
+    monkeypatch.setattr("modeling_rnnsent.ngrams.SMOOTHINGS", (2.0,))
+    monkeypatch.setattr("modeling_rnnsent.ngrams.FEW_TOKENS", 0)
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 3, 70)
+    rows = [generator.integers(2, 40, 1 + 20 * (index % 5)) // (1 + label) for index, label in enumerate(labels)]
+
+    def fit(epochs: int = 3):
+        monkeypatch.setattr("modeling_rnnsent.ngrams.MOST_EPOCHS", epochs)
+        kind = {"num_labels": 3, "problem_type": "single_label_classification"}
+        model = make(RNNSentForSequenceClassification, ngram_order=2, ngram_buckets=1 << 12, **kind)
+        fit_ngrams(model, rows, labels, rows, labels, seed=5, presence=False)
+        return model.ngrams.scores.clone(), model.ngrams.bias.clone()
+
+    return fit, rows, labels
+
+
+@pytest.mark.parametrize("limit", ["ngrams.MOST_SCORES", "ngram_texts.MOST_KEPT"])
+def test_what_there_is_no_room_for_at_once_is_learned_the_same(limit, one_table, monkeypatch):
+    fit, *_ = one_table
+    expected = fit()
+    monkeypatch.setattr(f"modeling_rnnsent.{limit}", 1)
+    torch.testing.assert_close(fit(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_ratios_are_those_of_sparse_adam(one_table):
+    fit, rows, labels = one_table
+    scores, bias = fit(0)
+    ratios, bias = scores / 0.5, bias.requires_grad_()
+    weights = torch.full_like(ratios, 0.5, requires_grad=True)
+    optimizers = (torch.optim.SparseAdam([weights], lr=0.05), torch.optim.Adam([bias], lr=0.05))
+    order = np.random.default_rng(5).permutation(len(rows))
+    for start in range(0, len(rows), 32):
+        logits = []
+        for index in order[start : start + 32]:
+            ids = rows[index].tolist()
+            found = [
+                bucket(ids[end - size : end], 1 << 12)
+                for end in range(1, len(ids) + 1)
+                for size in (1, 2)
+                if end >= size
+            ]
+            found = torch.tensor(found)
+            scores = torch.nn.functional.embedding(found, weights, sparse=True) * ratios[found]
+            logits.append(bias + scores.sum(dim=0) / len(found) ** 0.5)
+        targets = torch.from_numpy(labels[order[start : start + 32]])
+        torch.nn.functional.cross_entropy(torch.stack(logits), targets).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(fit(1), ((weights * ratios).detach(), bias.detach()), rtol=1e-4, atol=1e-5)
