@@ -26,6 +26,7 @@ _EXAMPLE_SHAPE = (3, 11)
 _TOLERANCE = 1e-4
 # A directory is written beside its place and renamed when the graph has been compared.
 _UNFINISHED = ".unfinished"
+_ANY_SIZE = 1 << 40
 
 
 def export_model(name: str, output_dir: str, quantize: bool = False) -> dict[str, float]:
@@ -82,11 +83,19 @@ def _trace(scorer: TorchScorer, quantize: bool):
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise InputError(f"exporting needs packages that are not installed: pip install {' '.join(missing)}")
+    from onnxscript.optimizer import optimize
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    class Quantizer(OnnxRuntimeQuantizer):
+        """Of recurrent layers it takes weights alone, and not what a graph puts together of them."""
+
+        def quantize(self, model, *args):
+            optimize(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+            return super().quantize(model, *args)
 
     with _quiet():
         exporter = OnnxExporter()
-        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()) if quantize else None
+        quantizer = Quantizer(OnnxRuntimeDynamicConfig()) if quantize else None
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
     config = OnnxConfig(dynamic=True, dynamic_shapes={"input_ids": axes, "attention_mask": axes})
     if quantizer is not None:

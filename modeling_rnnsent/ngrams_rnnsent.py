@@ -54,9 +54,13 @@ def find_ngrams(input_ids: Tensor, lengths: Tensor | None, order: int, num_bucke
     return torch.stack(rows, dim=-1), torch.stack(is_ngram, dim=-1)
 
 
+def is_traced(input: Tensor) -> bool:
+    return is_tracing(input) or torch.compiler.is_compiling()
+
+
 def sort_rows(input: Tensor) -> Tensor:
     """`(batch, n)` numbers below 2^31, each row in rising order: on a CPU by numpy, in less time than torch takes."""
-    if input.device.type != "cpu" or is_tracing(input) or torch.compiler.is_compiling():
+    if input.device.type != "cpu" or is_traced(input):
         return input.sort(dim=1).values
     return torch.from_numpy(np.sort(input.numpy().astype(np.int32), axis=1)).long()
 
@@ -136,10 +140,11 @@ class RNNSentNgrams(nn.Module):
             counts = (rows.diff(dim=1, prepend=rows.new_full((rows.shape[0], 1), -1)) > 0) & (rows < _PRIME)
             if past is not None:
                 counts, bits = self._mark(rows, counts, bits)
-        most = rows.shape[1]
-        if not (is_tracing(input_ids) or torch.compiler.is_compiling()):
-            most = max(1, min(most, _MOST_SCORES // (rows.shape[0] * self.scores.shape[1])))
-        for part, is_counted in zip(rows.split(most, dim=1), counts.split(most, dim=1)):
+        parts = [(rows, counts)]
+        if not is_traced(rows) and rows.numel() * self.scores.shape[1] > _MOST_SCORES:
+            most = max(1, _MOST_SCORES // (rows.shape[0] * self.scores.shape[1]))
+            parts = zip(rows.split(most, dim=1), counts.split(most, dim=1))
+        for part, is_counted in parts:
             scores = F.embedding(part.masked_fill(~is_counted, 0), self.scores).float() * is_counted.unsqueeze(-1)
             total = total + scores.sum(dim=1)
         count = count + counts.sum(dim=1, keepdim=True)

@@ -12,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+    # Nor does it matter what the home directory says: accelerate's settings and models' code are kept there.
+    os.environ["HF_HOME"] = os.environ["HF_DATASETS_CACHE"]
+    os.environ.pop("NO_COLOR", None)
 
 import random  # noqa: E402
 import subprocess  # noqa: E402

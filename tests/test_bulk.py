@@ -518,6 +518,20 @@ def test_int8_export_is_close(tmp_path):
     assert 1e-6 < small["largest_difference"] < 0.1 and whole["largest_difference"] < 1e-5
 
 
+def test_int8_is_smaller(tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = RNNSentConfig(vocab_size=len(TOKENIZER), embedding_size=64, hidden_size=256)
+    RNNSentForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    sizes = []
+    for flags in ((), ("--int8",)):
+        result = rnnsent("export", tmp_path / "model", tmp_path / f"onnx{len(sizes)}", "--json", *flags)
+        files = [path.stat().st_size for path in (tmp_path / f"onnx{len(sizes)}").glob("*.onnx*")]
+        sizes.append(json.loads(result.stdout)["megabytes"])
+        assert sizes[-1] == pytest.approx(sum(files) / 1e6, rel=0.05)
+    assert sizes[1] < 0.4 * sizes[0]
+
+
 def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path):
     make_model(tmp_path / "model", cell_type="rnn", recurrence="output")
     with pytest.raises(ValueError, match='recurrence="output", which cannot be exported: ONNX has no layer'):

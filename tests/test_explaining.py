@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_bulk import TOKENIZER, make_model
+from test_ngrams import bucket
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TextClassificationPipeline
 
@@ -64,6 +65,36 @@ def test_contributions_add_up_to_the_score(explainer, text):
     assert explanation.contributions.sum() == pytest.approx(
         whole - margin(nothing, target, config.problem_type), abs=2e-3
     )
+
+
+@pytest.mark.parametrize("presence", [False, True])
+def test_an_ngrams_score_is_shared_out_between_its_words(presence, tmp_path):
+    settings = {"ngram_order": 2, "ngram_buckets": 4096, "ngram_weight": 1.0, "ngram_presence": presence}
+    model = make_model(tmp_path, **settings)
+    text = "great film and great film"
+    ids = TOKENIZER(text)["input_ids"]
+    model.ngrams.scores.zero_()
+    model.ngrams.scores[bucket(ids[:2], 4096)] = 3.0
+    count = 6 if presence else 9  # of the n-grams that are different, or all
+    each = 3.0 / count**0.5 / 2 / (2 if presence else 1)
+    contributions = Explainer(model, TOKENIZER)(text, label="pos").contributions
+    np.testing.assert_allclose(contributions, [each, each, 0, each, each], atol=1e-5)
+
+
+def test_words_that_do_not_meet_have_what_each_adds(tmp_path):
+    """Without recurrent weights and with mean pooling the score is a sum over words."""
+    model = make_model(tmp_path, cell_type="rnn", pooling="mean", initializer_range=1.0)
+    parts = dict(model.rnnsent.recurrence.named_parameters())
+    with torch.no_grad():
+        parts["weight_hh_l0"].zero_()
+        ids = torch.tensor(TOKENIZER(TEXT)["input_ids"])
+        bias = parts["bias_ih_l0"] + parts["bias_hh_l0"]
+        states = torch.tanh(model.get_input_embeddings()(ids) @ parts["weight_ih_l0"].t() + bias)
+        towards = model.classifier.out_proj.weight[1] - model.classifier.out_proj.weight[0]
+        expected = (states - torch.tanh(bias)) @ towards / len(ids)
+    contributions = Explainer(model, TOKENIZER)(TEXT, label="pos").contributions
+    assert expected.abs().max() > 0.01
+    np.testing.assert_allclose(contributions, expected, atol=1e-4)
 
 
 def test_temperature_divides_what_it_divides_in_the_model(explainer):

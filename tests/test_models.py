@@ -555,12 +555,20 @@ def test_half_precision(cell_type, dtype):
 )
 def test_autocast(settings):
     model = make(RNNSentForSequenceClassification, **settings, num_hidden_layers=2, bidirectional=True)
+    with torch.no_grad():
+        model.classifier.out_proj.weight.mul_(20)  # so that the answers of texts differ
     batch = {**make_batch([6, 3]), "labels": torch.tensor([0, 1])}
-    expected = model(**batch).loss
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(**batch, use_cache=True).loss
-    loss.backward()
-    torch.testing.assert_close(loss.float(), expected, atol=0.02, rtol=0.02)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = model(**batch, use_cache=True)
+        output.loss.backward()
+        found.append((output.logits.detach().float(), [part.grad for part in model.parameters()]))
+        model.zero_grad()
+    (expected, exact), (logits, gradients) = found
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0.03 * float(expected.max() - expected.min()))
+    for gradient, reference in zip(gradients, exact, strict=True):
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), reference.flatten(), dim=0) > 0.99
 
 
 def test_autocast_leaves_a_large_value_its_digits():

@@ -2,13 +2,14 @@
 
 import ast
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run
+from conftest import SMALL, run, train
 
 from modeling_rnnsent import (
     RNNSentConfig,
@@ -97,6 +98,16 @@ assert again("wonderful wonderful")[0]["label"] == "1"
 """,
     )
     assert "--" not in json.dumps(json.loads((second / "config.json").read_text())["auto_map"])
+
+
+def test_a_language_models_card_shows_how_it_goes_on_with_a_text(reviews, tmp_path):
+    files = [f"--{name}_file={reviews / name}.csv" for name in ("train", "validation")]
+    train(*files, *SMALL, "--task=language-modeling", "--max_steps=1", f"--output_dir={tmp_path / 'lm'}")
+    card = (tmp_path / "lm" / "README.md").read_text()
+    *lines, call = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].strip().splitlines()
+    code = "\n".join([*lines, f"print(json.dumps({call}))"])
+    (answer,) = json.loads(run_without_package(tmp_path, tmp_path / "lm", code).stdout.splitlines()[-1])
+    assert answer["generated_text"].startswith("the film was ") and len(answer["generated_text"].split()) > 20
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_batches_larger_than_the_data_are_given_up(reviews, tmp_path):
         run(RNNSENT, "tune", recipe, f"--output={tmp_path / 'tuned'}", "--minutes=5", f"--trials={trials}", *flags)
         study = optuna.load_study(study_name="rnnsent", storage=f"sqlite:///{tmp_path / 'tuned' / 'study.db'}")
         assert len(study.trials) == trials
+        assert not {"hidden_size", "learning_rate", "num_train_epochs"} & set(study.trials[-1].params)  # all flags
         states = {trial.params["per_device_train_batch_size"]: trial.state.name for trial in study.trials}
         if len(states) == 3:
             break
