@@ -74,6 +74,7 @@ def start(run: Run):
     warn_of_missing_processes(arguments)
     if is_finished(arguments) and is_left_alone(run):
         return
+    was_finished = is_finished(arguments)  # which is to be overwritten
     try:
         with stop_request.heeded(is_patient=False), ExitStack() as stack:
             # Of all processes where one cannot have it.
@@ -84,7 +85,7 @@ def start(run: Run):
     except KeyboardInterrupt:
         checkpoints = [] if arguments.save_only_model else list_checkpoints(Path(arguments.output_dir))
         left = "there is no checkpoint yet"
-        if is_finished(arguments):
+        if is_finished(arguments) and not was_finished:
             left = f"{arguments.output_dir} holds the run, finished"
         elif checkpoints:
             left = f"--resume_from_checkpoint last goes on from {checkpoints[-1]}"

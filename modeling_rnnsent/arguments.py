@@ -489,7 +489,7 @@ class _RecipeLoader(yaml.SafeLoader):
     """YAML in which no key stands twice: the last of them would count, without a word."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        keys = [self.construct_object(key, deep) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
         if twice is not None:
             raise yaml.YAMLError(f"{twice} stands there twice")

@@ -67,8 +67,8 @@ def load_labeled_texts(arguments: DataArguments, problem_type: str | None = None
         [`LabeledTexts`]
 
     Raises:
-        InputError: where a file, data set or column is missing, a split is empty, a text or label is missing, a label
-            is outside the names, or there is one class only.
+        InputError: where a file, data set or column is missing, a split is empty, a label or all texts are missing, a
+            label is outside the names, or there is one class only.
     """
     raw, own_splits = _read_splits(arguments)
     if "test" in raw and arguments.test_file is None and is_hidden(raw["test"], arguments.label_column_name):
@@ -293,7 +293,7 @@ def _read_movie_reviews() -> Dataset:
 
 
 def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, columns: tuple[str, ...]) -> Dataset:
-    """The split with `columns` (`text`, `label`) alone, no row of which is empty-handed."""
+    """The split with `columns` (`text`, `label`) alone: every row has a label, and a text that is missing no words."""
     wanted = {name: getattr(arguments, f"{name}_column_name") for name in columns}
     for flag, column in wanted.items():
         if column not in dataset.column_names:
@@ -311,17 +311,16 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, colum
     table = dataset.with_format("arrow")[:]
     for name in wanted:
         rows = np.flatnonzero(table[name].is_null().to_numpy())
-        if name == "text" and 0 < len(rows) < len(dataset):  # how a .csv file says that a text has no words
+        if name == "text" and _are_strings(dataset) and 0 < len(rows) < len(dataset):  # so a .csv says: no words
             logger.warning(f"The {split} data has {len(rows):,} of {len(dataset):,} texts without words.")
-            texts = table[name].fill_null("").combine_chunks()
+            texts = table[name].fill_null("")
             dataset = dataset.remove_columns(name).add_column(name, texts, feature=dataset.features[name])
         elif len(rows):
             raise InputError(
                 f"the {split} data has no value in column {wanted[name]!r} of row {rows[0] + 1}"
                 + (f" and {len(rows) - 1} more." if len(rows) > 1 else ".")
             )
-    kind = dataset.features["text"]
-    if getattr(kind, "dtype", None) not in ("string", "large_string"):
+    if not _are_strings(dataset):
         other = next((row for row, text in enumerate(dataset["text"]) if not isinstance(text, str)), 0)
         raise InputError(
             f"the {split} data's column {arguments.text_column_name!r} must hold strings, got "
@@ -337,6 +336,10 @@ def _check_columns(dataset: Dataset, split: str, arguments: DataArguments, colum
     if "label" in wanted and getattr(dataset.features["label"], "feature", None) is not None:
         check_lists(dataset["label"][:], split)
     return dataset
+
+
+def _are_strings(dataset: Dataset) -> bool:
+    return getattr(dataset.features["text"], "dtype", None) in ("string", "large_string")
 
 
 def _split(raw: dict[str, Dataset], arguments: DataArguments, labels: Labels | None) -> DatasetDict:
@@ -397,11 +400,15 @@ def _shorten(dataset: Dataset, flag: str, arguments: DataArguments) -> Dataset:
 
 def _warn_of_copies(splits: DatasetDict):
     """Says which splits to measure with hold texts to learn from: on these a model is better than on others."""
-    learned = {hash(text) for batch in splits["train"].select_columns("text").iter(1000) for text in batch["text"]}
-    for name in splits.keys() - {"train"}:
-        texts = chain.from_iterable(batch["text"] for batch in splits[name].select_columns("text").iter(1000))
-        copies = sum(hash(text) in learned for text in texts)
-        if copies > _MOST_COPIES * len(splits[name]):
+
+    def texts_of(name: str) -> Iterator[str]:
+        batches = splits[name].select_columns("text").iter(1000)
+        return filter(str.strip, chain.from_iterable(batch["text"] for batch in batches))
+
+    learned = set(map(hash, texts_of("train")))
+    for name in ("validation", "test"):
+        copies = sum(hash(text) in learned for text in texts_of(name)) if name in splits else 0
+        if copies and copies > _MOST_COPIES * len(splits[name]):
             logger.warning(
                 f"{copies:,} of the {len(splits[name]):,} {name} texts stand in the training data too: what is "
                 "measured on them is too good."

@@ -43,9 +43,11 @@ def one_line_errors():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush is to find no fault
         sys.exit(128 + 13)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+        _, of_torch, what = str(error).rpartition("DefaultCPUAllocator: ")
+        # On a GPU torch has an error of its own.
+        if not isinstance(error, MemoryError) and not of_torch and type(error).__name__ != "OutOfMemoryError":
             raise
-        what = str(error).split(". ")[0]
+        what = " ".join(what.split(". ")[0].split())
         _print_error(f"the memory is not enough{': ' if what else ''}{what}")
         sys.exit(1)
     except (InputError, OSError, SafetensorError, StrictDataclassError) as error:

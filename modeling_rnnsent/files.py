@@ -48,8 +48,9 @@ def read_file(
         flag (`str`): What named it, for the errors.
         formats (`dict[str, str]`): Suffixes allowed, and the builder of `datasets` for each.
         columns (`tuple[str, ...]`, *optional*, defaults to `("text",)`): Names of the columns of texts and, where there
-            is one, of labels. The lines of a .txt file get the first of them; labels that are numbers throughout a
-            .csv or .tsv file are read as integers or floats, all else there as strings.
+            is one, of labels, by which is found whether `,`, `;` or tabs separate the columns of a .csv or .tsv file.
+            The lines of a .txt file get the first of them; labels that are numbers throughout a .csv or .tsv file are
+            read as integers or floats, all else there as strings.
         streaming (`bool`, *optional*, defaults to `False`): Read as it is asked for. Labels stay strings then.
 
     Raises:
@@ -71,7 +72,7 @@ def read_file(
     if formats[suffix] == "text" and columns[0] != "text":
         return dataset.rename_column("text", columns[0])
     is_csv = formats[suffix] == "csv" and not streaming
-    return _with_types(dataset, columns, f"{flag} {path!r}") if is_csv else dataset
+    return _with_types(dataset, columns, f"{flag} {path!r}", options["sep"]) if is_csv else dataset
 
 
 def read_dataset(
@@ -112,7 +113,7 @@ def read_dataset(
         )
         found[key] = _load("csv", files[key], f"the {key} data of {name!r}", streaming, options)
         if not streaming:
-            found[key] = _with_types(found[key], columns, f"the {key} data")
+            found[key] = _with_types(found[key], columns, f"the {key} data", options["sep"])
     return DatasetDict(found) if split is None else found[split]
 
 
@@ -207,10 +208,11 @@ def _load(
         raise InputError(f"{source} is not readable as {kind}: {cause}") from error
 
 
-def _with_types(dataset: Dataset, columns: tuple[str, ...], source: str) -> Dataset:
+def _with_types(dataset: Dataset, columns: tuple[str, ...], source: str, separator: str) -> Dataset:
     """What a .csv or .tsv file holds, checked, with its labels as the numbers that they are."""
     _check_texts(dataset, columns[0], source)
-    return _with_numbers(dataset, columns[1]) if len(columns) > 1 else dataset
+    # Where a comma is for decimals, spreadsheets separate columns by semicolons.
+    return _with_numbers(dataset, columns[1], "," if separator == ";" else ".") if len(columns) > 1 else dataset
 
 
 def _stream_parquet(paths: list[str], columns: tuple[str, ...]) -> IterableDataset:
@@ -315,13 +317,13 @@ def _check_texts(dataset: Dataset, column: str, source: str):
         raise InputError(f"{source}: the column {column!r} must hold strings, got {number} and no text.")
 
 
-def _with_numbers(dataset: Dataset, column: str) -> Dataset:
+def _with_numbers(dataset: Dataset, column: str, decimal: str) -> Dataset:
     """The data set with the strings of `column` as integers or floats, where they are that throughout."""
     if column not in dataset.column_names:
         return dataset
     # Each string once, and a number for every row: some bytes of a row where Python's objects are fifty and more.
     encoded = dataset.data.column(column).dictionary_encode().unify_dictionaries().combine_chunks()
-    held = encoded.dictionary.to_pylist()
+    held = [value.replace(decimal, ".") for value in encoded.dictionary.to_pylist()]
     if not held or any(_LEADING_ZERO.match(value) for value in held):
         return dataset
     if all(_WHOLE.fullmatch(value) for value in held):

@@ -96,7 +96,7 @@ def find_labels(train: Dataset, problem_type: str | None) -> Labels:
         values = sorted(set(_flat(train["label"][:], inner)))
         if not is_said and inner is None:
             _check_numbers(values, train["label"][:])
-        _check_names(values)
+        _check_names(values, is_said)
         names = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
         used = set(names)
     if problem_type == "single_label_classification" and len(used) < 2:
@@ -151,7 +151,7 @@ def _warn_of_numbers(column: list, problem_type: str):
         )
 
 
-def _check_names(values: list):
+def _check_names(values: list, is_said: bool):
     """Raises `InputError` for a name that is blank or a list in writing; says which names differ in case or blanks."""
     alike = defaultdict(list)
     names = [value for value in values if isinstance(value, str)]
@@ -159,7 +159,7 @@ def _check_names(values: list):
         if not name.strip():
             raise InputError(f"the training data has a label that is no name: {name!r}.")
         alike[name.strip().casefold()].append(name)
-    if names and all(name.startswith("[") and name.endswith("]") for name in names):
+    if names and not is_said and all(name.startswith("[") and name.endswith("]") for name in names):
         raise InputError(
             f"the training data's labels are lists written as strings, {names[0]!r:.100} for one: .csv and .tsv files "
             "hold no lists, .jsonl and .parquet files do."

@@ -198,7 +198,7 @@ def main_process_first() -> Iterator[None]:
         if is_first:
             distributed.barrier(group)
     messages = [None] * distributed.get_world_size()
-    distributed.all_gather_object(messages, error and str(error), group)
+    distributed.all_gather_object(messages, error and (str(error) or repr(error)), group)
     distributed.destroy_process_group(group)
     if any(messages):
         raise error or InputError(next(filter(None, messages)))

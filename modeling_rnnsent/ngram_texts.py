@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .ngrams_rnnsent import find_ngrams
 
-# Beyond so many n-grams (512 MB) they are found anew whenever they are asked for.
+# Beyond so many n-grams (512 MB, twice that at the start) they are found anew whenever they are asked for.
 MOST_KEPT = 1 << 27
 
 

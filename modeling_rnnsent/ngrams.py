@@ -120,6 +120,7 @@ def fit_ngrams(
     histories, lowest = {}, float("inf")
     for presence, kinds in trials:
         presence = model.config.ngram_presence if presence is None else presence
+        texts = validation_texts = given = regression = None  # of the way before: room for those of this one
         table = (ngrams.order, ngrams.num_buckets, presence)
         texts, validation_texts = (TextNgrams(part, *table) for part in (rows, validation_rows))
         given, lowest_of = (texts, targets, problem_type), dict.fromkeys(kinds, float("inf"))

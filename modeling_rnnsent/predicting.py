@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from huggingface_hub import HfApi
 from tqdm.auto import tqdm
+from transformers.utils.hub import resolve_revision
 
 from .bulk import WINDOW_CHARACTERS, WINDOW_SIZE, BulkClassifier, in_windows
 from .data import stream_texts
 from .errors import InputError
-from .launching import usable_cores
+from .files import TEXT_FORMATS
+from .launching import from_main_process, usable_cores
 from .locking import exclusive
 from .scoring import load_scorer, rounded
 
@@ -81,7 +82,7 @@ def predict_to_file(
         raise InputError(f"--output {output!r}: there is no directory {str(path.parent)!r}.")
     if path.exists() and Path(input).exists() and path.samefile(input):
         raise InputError(f"--output {output!r} is the input, whose texts would be lost: name another.")
-    commit = _find_commit(input)
+    commit = from_main_process(lambda: _find_commit(input))
     texts = stream_texts(input, text_column_name, split, dataset_config_name, commit)
     scorer = load_scorer(model, state.device, bf16)
     cores = num_threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -106,12 +107,8 @@ def predict_to_file(
 
 def _find_commit(source: str) -> str | None:
     """Of a data set on the Hub: one that changes while it is classified would be out of step with its answers."""
-    if Path(source).exists():
-        return None
-    try:
-        return HfApi().dataset_info(source).sha
-    except (OSError, ValueError):  # there is none, or no network: whoever reads it says so, or has it in the cache
-        return None
+    is_file = Path(source).suffix.lower() in TEXT_FORMATS
+    return None if is_file else getattr(resolve_revision(source, repo_type="dataset"), "resolved", None)
 
 
 def _run(classify: BulkClassifier, texts: Iterable[str], part: "_Part", state: PartialState):
@@ -213,6 +210,8 @@ def part_path(output: Path, index: int, number: int) -> Path:
 def _merge(output: Path, number: int, config) -> int:
     """The parts as one file in the order of the input; they are removed."""
     paths = [part_path(output, index, number) for index in range(number)]
+    if len(set(map(_first_line, paths))) > 1:
+        raise InputError(f"{paths[0]} and the others are not of one model: add --overwrite to begin anew.")
     unfinished, rows_written = output.with_name(output.name + ".unfinished"), 0
     with open(unfinished, "w", encoding="utf-8", newline="") as file:
         write = result_writer(file, output.suffix.lower(), config)

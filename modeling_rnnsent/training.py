@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from .checking import NO_SHARDING, usable
 from .checkpoints import (
@@ -114,7 +114,8 @@ class RNNSentTrainer(Trainer):
 
     Evaluation and prediction read their data in order: `Trainer`'s length-grouped sampler shuffles them as well
     (transformers issue 48025). Training reads it by [`EpochSampler`]. A checkpoint is whole or absent, and SIGINT
-    (Ctrl-C) or SIGTERM end the training after the step with one. The model card is left to `card`, and what is
+    (Ctrl-C) or SIGTERM end the training after the step with one; with `save_total_limit=1` the last one stays beside
+    the best until [`~RNNSentTrainer.remove_spare_checkpoints`] is called. The model card is left to `card`, and what is
     pushed to the Hub is the finished directory. On a CPU, AdamW is [`LazyAdamW`] for a large embedding, so that a step
     does not grow with the vocabulary. A classifier's step has the terms of [`Objectives`] that the arguments give a
     weight.
@@ -492,8 +493,8 @@ class RNNSentTrainer(Trainer):
 
     def save_final_model(self):
         """
-        Writes model, tokenizer and trainer state into `output_dir`, without the pickled arguments: beside it first, so
-        that no configuration ever stands with another model's weights.
+        Writes model, tokenizer and trainer state into `output_dir`, without the pickled arguments: beside it first, the
+        configuration last, without which a directory is no model's, so that none stands with another's weights.
         """
         folder = Path(self.args.output_dir)
         unfinished = folder / UNFINISHED / "model"
@@ -502,7 +503,8 @@ class RNNSentTrainer(Trainer):
             self.save_state()
             if self.args.should_save:
                 (unfinished / "training_args.bin").unlink(missing_ok=True)
-                for path in unfinished.iterdir():
+                (folder / CONFIG_NAME).unlink(missing_ok=True)
+                for path in sorted(unfinished.iterdir(), key=lambda path: path.name == CONFIG_NAME):
                     os.replace(path, folder / path.name)
 
     @contextmanager

@@ -269,6 +269,7 @@ def test_a_label_outside_the_names_is_named_with_its_row(tmp_path):
         ("blank.jsonl", b'{"text":"a","label":"pos"}\n{"text":"b","label":" "}\n', "a label that is no name: ' '"),
         ("lists.csv", b"text,label\na,\"['x', 'y']\"\nb,['x']\n", r"as strings, \"\['x', 'y'\]\" for one"),
         ("kinds.jsonl", b'{"text":"a","label":1}\n{"text":"b","label":"neg"}\n', "row 1 has 1, row 2 has 'neg'"),
+        ("numbers.jsonl", b'{"text":5,"label":1}\n{"text":null,"label":0}\n', "no value in column 'text' of row 2"),
         ("texts.jsonl", b'{"text":"a","label":1}\n{"text":3,"label":0}\n', "must hold strings, got 3 in row 2"),
         ("cut.parquet", b"PAR1xxxxPAR1", "not readable as parquet"),
     ],
@@ -298,6 +299,20 @@ def test_what_spreadsheets_write_is_read(tmp_path, name, content):
     data = load_labeled_texts(DataArguments(train_file=str(tmp_path / name), validation_file=str(tmp_path / name)))
     assert list(zip(data.splits["train"]["text"], data.splits["train"]["label"])) == [(rows[0][0], 1), (rows[1][0], 0)]
     assert list(stream_texts(str(tmp_path / name))) == [text for text, _ in rows]
+
+
+def test_decimal_commas_go_with_semicolons(tmp_path):
+    rows = "".join(f"film {i};{i % 3},5\n" for i in range(20))
+    (tmp_path / "data.csv").write_text("text;label\n" + rows)
+    data = load_labeled_texts(DataArguments(train_file=str(tmp_path / "data.csv")))
+    assert data.labels.problem_type == "regression" and set(data.splits["train"]["label"]) == {0.5, 1.5, 2.5}
+
+
+def test_names_in_brackets_may_be_meant(tmp_path):
+    labels = ["[joy]", "[anger]"] * 10
+    with pytest.raises(InputError, match="lists written as strings"):
+        load(tmp_path, labels)
+    assert load(tmp_path, labels, problem_type="single_label_classification").labels.names == ["[anger]", "[joy]"]
 
 
 def test_a_missing_text_has_no_words_in_every_file_format(tmp_path, caplog):
@@ -342,6 +357,7 @@ def test_texts_that_were_learned_too_are_named(tmp_path, caplog):
     assert "1 of the 20 test texts stand in the training data too" in caplog.text
     caplog.clear()
     load(tmp_path, test_size=0.2)
+    load(tmp_path, texts=[f"text {i}" if i % 4 else "" for i in range(20)], test_size=0.2)  # without words
     assert not caplog.records
 
 

@@ -581,7 +581,8 @@ class TestRecipesAndFlags:
             (["--per_device_eval_batch_size", "0"], "per_device_eval_batch_size must be at least 1, got 0"),
             (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1, got 0"),
             (["--seed=-1"], "seed must be at least 0, got -1"),
-            (["--num_train_epochs", "0"], "num_train_epochs must be above 0, got 0"),
+            (["--num_train_epochs", "0"], "num_train_epochs must be above 0 and finite, got 0"),
+            (["--num_train_epochs", "inf"], "num_train_epochs must be above 0 and finite, got inf"),
             (["--early_stopping_patience=0"], "early_stopping_patience must be at least 1, got 0"),
             (["--hidden_size", "many"], "hidden_size.*many"),
             (["--cell_type", "elman"], "cell_type.*elman.*rnn"),
@@ -599,6 +600,8 @@ class TestRecipesAndFlags:
         (tmp_path / "on.yaml").write_text("on: epoch\n")
         with pytest.raises(InputError, match="unknown key True"):
             parse_run([str(tmp_path / "on.yaml")])
+        (tmp_path / "merged.yaml").write_text("<<: {seed: 1}\nhidden_size: 8\n")
+        assert parse_run([str(tmp_path / "merged.yaml")]).training.seed == 1
         (tmp_path / "twice.yaml").write_text("seed: 1\nhidden_size: 8\nseed: 2\n")
         with pytest.raises(InputError, match="twice.yaml is not readable as YAML: seed stands there twice"):
             parse_run([str(tmp_path / "twice.yaml")])
