@@ -168,7 +168,8 @@ def _add_export(commands):
     )
     command.add_argument("model", metavar="MODEL", help="directory or Hub id of a trained model")
     command.add_argument("output", metavar="DIRECTORY", help="directory to write")
-    command.add_argument("--int8", action="store_true", help="quantize the weights: smaller and faster, a little less exact")
+    what = "quantize the weights: smaller and faster, a little less exact"
+    command.add_argument("--int8", action="store_true", help=what)
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -155,17 +155,6 @@ def test_hidden_states_are_the_embeddings_and_every_layer():
     torch.testing.assert_close(as_tuple, output.to_tuple())
 
 
-@pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
-def test_state_in_reads_on_where_state_out_ended(cell_type):
-    model = make(RNNSentForSequenceClassification, cell_type=cell_type, num_hidden_layers=2)
-    batch = make_batch([9, 9])["input_ids"]
-    state, whole = None, model(batch).logits
-    for start in range(0, 9, 4):
-        output = model(batch[:, start : start + 4], state=state, use_cache=True)
-        state = output.state
-    torch.testing.assert_close(output.logits, whole)
-
-
 def test_tokens_are_classified_in_pieces_as_in_one():
     model = make(RNNSentForTokenClassification, num_hidden_layers=2)
     batch = make_batch([9, 9])["input_ids"]

@@ -178,24 +178,28 @@ def pushing(reviews, tmp_path):
     return output, push_flags(reviews, output)
 
 
-@pytest.mark.parametrize(
-    ("token", "repo_id", "reason"),
-    [
-        ("hf_wrong", "mine", "the token is not valid"),
-        ("hf_reader", "mine", "may not write there"),
-        ("hf_owner", "somebody/else", "may not write there"),
-        ("hf_owner", "a name", "Repo id must"),
-    ],
-)
-def test_what_the_hub_refuses_is_said_before_the_training(token, repo_id, reason, hub, pushing):
-    output, flags = pushing
-    line = fails(*flags, f"--hub_model_id={repo_id}", HF_TOKEN=token, HF_HUB_OFFLINE="0")
-    assert (
-        reason in line
-        and "Nothing has been trained yet" in line
-        and repr(repo_id).strip("'") in line
-        and not output.exists()
+def test_what_the_hub_refuses_is_said_before_the_training(hub, tmp_path):
+    cases = {
+        ("hf_wrong", "mine"): "the token is not valid",
+        ("hf_reader", "mine"): "may not write there",
+        ("hf_owner", "somebody/else"): "may not write there",
+        ("hf_owner", "a name"): "Repo id must",
+    }
+    code = (
+        "import sys\n"
+        "from modeling_rnnsent.arguments import RNNSentTrainingArguments\n"
+        "from modeling_rnnsent.errors import InputError\n"
+        "from modeling_rnnsent.publishing import check_access\n"
+        "for token, repo_id in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "    run = {'output_dir': 'run', 'report_to': [], 'hub_token': token, 'hub_model_id': repo_id}\n"
+        "    try:\n"
+        "        check_access(RNNSentTrainingArguments(**run))\n"
+        "    except InputError as error:\n"
+        "        print(error)\n"
     )
+    lines = python(code, *[part for case in cases for part in case]).splitlines()
+    for ((_, repo_id), reason), line in zip(cases.items(), lines, strict=True):
+        assert reason in line and "Nothing has been trained yet" in line and repo_id in line
 
 
 def test_what_is_no_model_makes_no_repository(hub, tmp_path):

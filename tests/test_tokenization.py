@@ -13,6 +13,7 @@ from modeling_rnnsent.errors import InputError
 from modeling_rnnsent.tokenization import build_tokenizer
 
 TEXTS = ["the film :) the the plot", "the plot :( film", "a b <br /> film"]
+PLAIN, MARKED = (build_tokenizer(TEXTS, keep_punctuation=keep) for keep in (False, True))
 
 
 def expected_tokens(text: str, marks: str = "") -> list[str]:
@@ -49,13 +50,13 @@ def words(tokenizer, text):
     ],
 )
 def test_words_by_example(text, tokens):
-    assert words(build_tokenizer(TEXTS), text) == tokens
+    assert words(PLAIN, text) == tokens
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=string.printable))
 def test_words_by_the_rules(text):
-    assert words(build_tokenizer(TEXTS), text) == expected_tokens(text)
+    assert words(PLAIN, text) == expected_tokens(text)
 
 
 @pytest.mark.parametrize(
@@ -69,20 +70,20 @@ def test_words_by_the_rules(text):
     ],
 )
 def test_punctuation_by_example(text, tokens):
-    assert words(build_tokenizer(TEXTS, keep_punctuation=True), text) == tokens
+    assert words(MARKED, text) == tokens
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=string.printable))
 def test_punctuation_by_the_rules(text):
     tokens = expected_tokens(text, marks=rf"|[{re.escape(string.punctuation)}]")
-    assert words(build_tokenizer(TEXTS, keep_punctuation=True), text) == tokens
+    assert words(MARKED, text) == tokens
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_punctuation_is_that_of_unicode(text):
-    plain, kept = (words(build_tokenizer(TEXTS, keep_punctuation=keep), text) for keep in (False, True))
+    plain, kept = words(PLAIN, text), words(MARKED, text)
     left = [token for token in kept if token not in plain]
     assert [token for token in kept if token in plain] == plain
     # "Cn": a character of a later Unicode than Python's.
@@ -92,15 +93,14 @@ def test_punctuation_is_that_of_unicode(text):
 @settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_any_unicode_text_gives_ids_and_offsets_into_it(text):
-    tokenizer = build_tokenizer(TEXTS)
-    encoding = tokenizer(text, return_offsets_mapping=True)
+    encoding = PLAIN(text, return_offsets_mapping=True)
     end = 0
     for token, (start, stop) in zip(encoding["input_ids"], encoding["offset_mapping"]):
         assert end <= start < stop <= len(text)
         end = stop
         piece = text[start:stop].lower()
-        if tokenizer.decode([token]).isascii() and token > 1:
-            assert tokenizer.decode([token]) == piece.replace("-", "")
+        if PLAIN.decode([token]).isascii() and token > 1:
+            assert PLAIN.decode([token]) == piece.replace("-", "")
 
 
 def test_most_frequent_first_and_special_tokens_lead():
