@@ -287,11 +287,11 @@ def test_fewer_processes_than_asked_for_is_said(odd, tmp_path):
 def test_threads_are_all_cores_or_what_was_said(options, environment, expected, tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch\n"
+        "import os, torch\n"
         "from modeling_rnnsent.arguments import RNNSentTrainingArguments\n"
         "from modeling_rnnsent.launching import use_threads\n"
         f"use_threads(RNNSentTrainingArguments({str(tmp_path)!r}, report_to='none'))\n"
-        "print(torch.get_num_threads())\n"
+        "os.write(1, f'{torch.get_num_threads()}\\n'.encode())\n"  # a line at once, whoever else writes one
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     printed = run(*accelerate_launch(*options, script), PYTHONPATH=str(ROOT), **environment).stdout
@@ -415,7 +415,7 @@ def test_processes_wait_for_the_main_one_longer_than_for_one_another(tmp_path):
         "with process_group():\n"
         "    rank = distributed.get_rank()\n"
         "    told = from_main_process(lambda: time.sleep(5) or [rank, 'told'])\n"
-        "    print(f'{rank} was {told}')\n"
+        "    os.write(1, f'{rank} was {told}\\n'.encode())\n"
     )
     command = torchrun()
     command[command.index("train.py")] = str(script)
