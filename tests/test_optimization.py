@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from test_distributed import free_port
+from test_recovery import Stop
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
@@ -177,9 +178,55 @@ def test_trainer_gives_the_same_model_with_and_without(tmp_path, monkeypatch, ma
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture
+def train_lazily(tmp_path, monkeypatch):
+    """A function that trains a classifier, rows of whose embedding are updated when they are read; its weights."""
+    monkeypatch.setattr("modeling_rnnsent.training.LAZY_ELEMENTS", 1)
+    generator = np.random.default_rng(0)
+    rows = Dataset.from_list(
+        [{"input_ids": generator.integers(1, 300, 7).tolist(), "labels": int(generator.integers(2))} for _ in range(40)]
+    )
+
+    def train(name: str, *callbacks, resume: str | None = None) -> dict[str, torch.Tensor]:
+        set_seed(0)
+        model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=300, embedding_size=8, hidden_size=6))
+        arguments = RNNSentTrainingArguments(
+            output_dir=str(tmp_path / name),
+            num_train_epochs=2,
+            per_device_train_batch_size=4,
+            learning_rate=0.01,
+            save_strategy="steps",
+            save_steps=7,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = RNNSentTrainer(
+            model, arguments, train_dataset=rows, data_collator=PaddingCollator(0), callbacks=list(callbacks)
+        )
+        trainer.train(resume_from_checkpoint=resume and str(tmp_path / resume))
+        assert type(trainer.optimizer.optimizer) is LazyAdamW and trainer.state.global_step == 20
+        return model.state_dict()
+
+    return train
+
+
+def test_a_run_that_goes_on_from_its_checkpoint_ends_the_same(train_lazily):
+    whole = train_lazily("whole")
+    torch.testing.assert_close(train_lazily("again", resume="whole/checkpoint-7"), whole, rtol=0, atol=0)
+
+
+def test_a_stopped_run_ends_near_the_same(train_lazily):
+    """A checkpoint that the run would not have written makes good what rows lack a little earlier."""
+    whole = train_lazily("whole")
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-10 is saved"):
+        train_lazily("stopped", Stop("on_step_begin", 9))
+    torch.testing.assert_close(train_lazily("stopped", resume="stopped/checkpoint-10"), whole, rtol=0, atol=1e-4)
+
+
 def test_best_model_is_loaded_as_it_was_saved(tmp_path, monkeypatch):
     # Training is stopped between two evaluations, so that rows are behind when the best model is loaded.
-    class Stop(TrainerCallback):
+    class End(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 10
 
@@ -209,7 +256,7 @@ def test_best_model_is_loaded_as_it_was_saved(tmp_path, monkeypatch):
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=PaddingCollator(0),
-        callbacks=[Stop()],
+        callbacks=[End()],
     )
     trainer.train()
     assert type(trainer.optimizer.optimizer) is LazyAdamW and trainer.state.global_step == 10
