@@ -1,38 +1,34 @@
 """RNNSentConfig: documented defaults, validation that names field, value and what is allowed, and what it saves."""
 
+import ast
 import json
 import re
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_rnnsent import RNNSentConfig, RNNSentForSequenceClassification, RNNSentModel
 
-DEFAULTS = {
-    "num_hidden_layers": 1,
-    "cell_type": "lstm",
-    "nonlinearity": "tanh",
-    "recurrence": "hidden",
-    "bidirectional": False,
-    "merge_mode": "concat",
-    "pooling": "last",
-    "input_encoding": "embedding",
-    "classifier_hidden_size": 0,
-    "classifier_head": "softmax",
-    "word_dropout": 0,
-    "embedding_dropout": 0,
-    "hidden_dropout": 0,
-    "weight_dropout": 0,
-    "pooling_dropout": 0,
-    "classifier_dropout": 0,
-    "pad_token_id": 0,
-}
 
-
-def test_defaults():
+def test_defaults_are_the_documented_ones():
+    documented = re.findall(r"^        (\w+) \(.*?(?:, defaults to (.*))?\):$", RNNSentConfig.__doc__, flags=re.M)
+    values = {name: ast.literal_eval(value.strip("`")) if value else None for name, value in documented}
     config = RNNSentConfig()
-    assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+    assert len(values) > 30 and {name: getattr(config, name) for name in values} == values
     assert config.model_type == "rnnsent"
+
+
+@pytest.mark.parametrize("deviation", [0.1, 1.0])
+def test_weights_at_the_start(deviation):
+    torch.manual_seed(0)
+    settings = {"vocab_size": 3000, "hidden_size": 50, "initializer_range": deviation, "bidirectional": True}
+    model = RNNSentForSequenceClassification(RNNSentConfig(**settings))
+    embeddings = model.get_input_embeddings().weight.detach()
+    assert embeddings[1:].std() == pytest.approx(deviation, rel=0.02) and not embeddings[0].any()
+    for name, weight in (*model.rnnsent.recurrence.named_parameters(), ("out", model.classifier.out_proj.weight)):
+        bound = weight.shape[1] ** -0.5 if name == "out" else 50**-0.5  # as torch.nn's layers draw them
+        assert 0.9 * bound < weight.abs().max() <= bound, name
 
 
 def test_every_field_is_documented():
