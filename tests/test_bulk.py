@@ -387,7 +387,19 @@ def test_file_errors_are_one_line(corpus, tmp_path):
     assert (tmp_path / "texts.jsonl").read_text() == '{"text": "a"}\n'
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_results_for_another_number_of_processes_are_kept_unless_overwritten(corpus, tmp_path):
+    folder, _ = corpus
+    (tmp_path / "texts.txt").write_text("a good film\n")
+    part = tmp_path / "labels.jsonl.part-0-of-2"
+    part.write_text("{}\n[[0, 0.5]]\n")
+    command = ("predict", folder / "model", "--input", tmp_path / "texts.txt", "--output", tmp_path / "labels.jsonl")
+    refused = rnnsent(*command)
+    assert refused.returncode == 1 and f"{part} holds results of a run with another number of" in refused.stderr
+    assert rnnsent(*command, "--overwrite").returncode == 0 and not part.exists()
+    check_rows(tmp_path / "labels.jsonl", expected_scores(folder / "model", ["a good film"]))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_a_missing_text_is_one_without_words(suffix, corpus, tmp_path):
     folder, _ = corpus
     path, frame = tmp_path / f"texts{suffix}", pandas.DataFrame({"id": [1, 2, 3]})
@@ -411,16 +423,29 @@ def test_a_failed_run_without_results_does_not_bar_the_next(corpus, tmp_path):
     check_rows(output, expected_scores(folder / "model", ["a", "a good film"]))
 
 
-def test_column_table_of_many_labels(tmp_path):
-    names = {0: "fun", 1: "sad", 2: "long"}
-    make_model(tmp_path / "model", problem_type="multi_label_classification", id2label=names, label2id={})
-    (tmp_path / "texts.txt").write_text("a good film\nvery dull\n")
-    result = rnnsent("predict", tmp_path / "model", "--input", tmp_path / "texts.txt", "--output", tmp_path / "out.csv")
-    assert result.returncode == 0, result.stderr
-    with open(tmp_path / "out.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    expected = expected_scores(tmp_path / "model", ["a good film", "very dull"])
-    np.testing.assert_allclose([[float(row[name]) for name in names.values()] for row in rows], expected, atol=1e-5)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
+def test_what_is_written_of_every_kind_of_label(problem_type, suffix, tmp_path):
+    names = ["value"] if problem_type == "regression" else ["fun", "sad", "label"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    model = make_model(tmp_path / "model", problem_type=problem_type, **labels)
+    texts, output = ["a good film", "very dull"], tmp_path / f"out{suffix}"
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    done = rnnsent("predict", tmp_path / "model", "--input", tmp_path / "texts.txt", "--output", output)
+    assert done.returncode == 0, done.stderr
+    with open(output, newline="") as file:
+        rows = list(csv.DictReader(file) if suffix == ".csv" else map(json.loads, file))
+    logits = torch.cat([model(torch.tensor([TOKENIZER(text)["input_ids"]])).logits for text in texts]).detach()
+    if problem_type == "multi_label_classification":
+        found = [row if suffix == ".csv" else row.pop("labels") for row in rows]
+        assert all(list(row) == names for row in found) and (suffix == ".csv" or rows == [{}, {}])
+        scores, expected = [[float(row[name]) for name in names] for row in found], logits.sigmoid()
+    else:
+        assert all(list(row) == ["label", "score"] for row in rows)
+        expected, best = (logits if problem_type == "regression" else logits.softmax(dim=1)).max(dim=1)
+        assert [row["label"] for row in rows] == [names[index] for index in best]
+        scores = [float(row["score"]) for row in rows]
+    np.testing.assert_allclose(scores, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
