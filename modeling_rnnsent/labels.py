@@ -72,7 +72,7 @@ def find_labels(train: Dataset, problem_type: str | None) -> Labels:
     kind = feature if inner is None else inner
     if getattr(kind, "dtype", None) is None:
         raise InputError(f"labels must be integers, names, floats or lists of these, got {feature}.")
-    is_said = problem_type is not None
+    is_said, column = problem_type is not None, train["label"][:]
     if problem_type is None:
         if inner is not None:
             problem_type = "multi_label_classification"
@@ -81,7 +81,7 @@ def find_labels(train: Dataset, problem_type: str | None) -> Labels:
         else:
             problem_type = "single_label_classification"
     if not is_said and inner is None and not isinstance(kind, ClassLabel):
-        _warn_of_numbers(train["label"][:], problem_type)
+        _warn_of_numbers(column, problem_type)
     if problem_type == "regression":
         return Labels(problem_type)
     if (problem_type == "multi_label_classification") != (inner is not None):
@@ -91,11 +91,11 @@ def find_labels(train: Dataset, problem_type: str | None) -> Labels:
         )
     if isinstance(kind, ClassLabel):
         names = list(kind.names)
-        used = {names[index] for index in set(_flat(train["label"][:], inner)) if 0 <= index < len(names)}
+        used = {names[index] for index in set(_flat(column, inner)) if 0 <= index < len(names)}
     else:
-        values = sorted(set(_flat(train["label"][:], inner)))
+        values = sorted(set(_flat(column, inner)))
         if not is_said and inner is None:
-            _check_numbers(values, train["label"][:])
+            _check_numbers(values, column)
         _check_names(values, is_said)
         names = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
         used = set(names)
@@ -103,7 +103,7 @@ def find_labels(train: Dataset, problem_type: str | None) -> Labels:
         raise InputError(f"the training data has one class only, {sorted(used)}: there is nothing to tell apart.")
     if not names:
         raise InputError("the training data's label lists are all empty: there is nothing to learn.")
-    if inner is not None and len(set(map(frozenset, train["label"][:]))) == 1:
+    if inner is not None and len(set(map(frozenset, column))) == 1:
         raise InputError(
             f"the training data's texts all have the same labels, {names}: there is nothing to tell apart."
         )

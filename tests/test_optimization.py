@@ -140,13 +140,15 @@ def test_clips_sparse_and_dense_gradients_together(max_norm):
     torch.testing.assert_close(lazy.linear.weight.grad, dense.linear.weight.grad)
 
 
+def random_texts(number: int) -> Dataset:
+    generator = np.random.default_rng(0)
+    rows = [{"input_ids": generator.integers(1, 300, 7), "labels": generator.integers(2)} for _ in range(number)]
+    return Dataset.from_list(rows)
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])
 def test_trainer_gives_the_same_model_with_and_without(tmp_path, monkeypatch, max_grad_norm):
-    generator = np.random.default_rng(0)
-    rows = [
-        {"input_ids": generator.integers(1, 300, 7).tolist(), "labels": int(generator.integers(2))} for _ in range(64)
-    ]
-    rows = Dataset.from_list(rows)
+    rows = random_texts(64)
     weights = []
     for elements in (1, 10**9):
         monkeypatch.setattr("modeling_rnnsent.training.LAZY_ELEMENTS", elements)
@@ -182,10 +184,7 @@ def test_trainer_gives_the_same_model_with_and_without(tmp_path, monkeypatch, ma
 def train_lazily(tmp_path, monkeypatch):
     """A function that trains a classifier, rows of whose embedding are updated when they are read; its weights."""
     monkeypatch.setattr("modeling_rnnsent.training.LAZY_ELEMENTS", 1)
-    generator = np.random.default_rng(0)
-    rows = Dataset.from_list(
-        [{"input_ids": generator.integers(1, 300, 7).tolist(), "labels": int(generator.integers(2))} for _ in range(40)]
-    )
+    rows = random_texts(40)
 
     def train(name: str, *callbacks, resume: str | None = None) -> dict[str, torch.Tensor]:
         set_seed(0)
@@ -231,10 +230,7 @@ def test_best_model_is_loaded_as_it_was_saved(tmp_path, monkeypatch):
             control.should_training_stop = state.global_step == 10
 
     monkeypatch.setattr("modeling_rnnsent.training.LAZY_ELEMENTS", 1)
-    generator = np.random.default_rng(0)
-    rows = Dataset.from_list(
-        [{"input_ids": generator.integers(1, 300, 7).tolist(), "labels": int(generator.integers(2))} for _ in range(40)]
-    )
+    rows = random_texts(40)
     set_seed(0)
     model = RNNSentForSequenceClassification(RNNSentConfig(vocab_size=300, embedding_size=8, hidden_size=6))
     arguments = RNNSentTrainingArguments(
